@@ -1,0 +1,31 @@
+"""Seeds of episodes: one range a purpose, so that what is trained on is never what is measured on."""
+
+from __future__ import annotations
+
+PURPOSES = ("play", "demonstrations", "rollouts", "train", "validation", "evaluation")
+_RUNS = 1 << 10  # run seeds 0..1023
+_EPISODES = 1 << 24  # episodes of one purpose in one run
+
+
+def episode_seeds(purpose: str, seed: int, count: int, start: int = 0) -> list[int]:
+    """Seeds of the episodes `start .. start + count - 1` that a run plays for a purpose.
+
+    Two different (purpose, seed, index) never share an episode seed.
+
+    Args:
+        purpose: One of `PURPOSES`.
+        seed: The run's seed, 0 to 1023.
+        count: Number of episodes.
+        start: Index of the first one.
+
+    Raises:
+        ValueError: Unknown purpose, or a number out of its range.
+    """
+    if purpose not in PURPOSES:
+        raise ValueError(f"unknown purpose {purpose!r} for episode seeds; expected one of {', '.join(PURPOSES)}")
+    if not 0 <= seed < _RUNS:
+        raise ValueError(f"the run's seed is {seed}; expected 0 to {_RUNS - 1}")
+    if start < 0 or count < 0 or start + count > _EPISODES:
+        raise ValueError(f"episodes {start} to {start + count} asked for; a run has {_EPISODES} for each purpose")
+    base = (PURPOSES.index(purpose) * _RUNS + seed) * _EPISODES + start
+    return list(range(base, base + count))

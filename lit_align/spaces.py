@@ -1,0 +1,284 @@
+"""Action spaces and the classes of an agent's action heads.
+
+An agent chooses one class per head. A head is one dimension of the environment's action space: a button (two classes), a discrete choice, or an axis
+cut into bins. `ActionCodec` translates both ways for any Gymnasium space made of `Box`, `Discrete`, `MultiDiscrete`, `MultiBinary`, `Dict` and `Tuple`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+# The stick bins of the paper's game (Bleeding Edge): non-uniform, finer near the centre. Edges are those of the WHAM release; `np.digitize` semantics.
+PAPER_EDGES = (-1.05, -0.95, -0.75, -0.5, -0.25, -0.05, 0.05, 0.25, 0.5, 0.75, 0.95, 1.05)
+PAPER_CENTRES = (-1.0, -0.85, -0.625, -0.375, -0.15, 0.0, 0.15, 0.375, 0.625, 0.85, 1.0)
+AXIS_BINS = 11
+
+Classes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Head:
+    """One categorical action head.
+
+    Attributes:
+        name: Path of the dimension in the action space, such as `right_stick.x`.
+        classes: Number of classes.
+        kind: `button`, `choice` or `axis`.
+        centres: For an axis, the value that each class stands for; empty otherwise.
+        edges: For an axis, the `classes - 1` inner boundaries between bins; empty otherwise.
+        offset: For a choice, the value of class 0.
+    """
+
+    name: str
+    classes: int
+    kind: str
+    centres: tuple[float, ...] = ()
+    edges: tuple[float, ...] = ()
+    offset: int = 0
+
+
+def gamepad_space() -> spaces.Dict:
+    """Two sticks in [-1, 1] and twelve buttons: the action space of the paper's agent, 16 heads (12 x 2 and 4 x 11 classes)."""
+    return spaces.Dict(
+        {
+            "buttons": spaces.MultiBinary(12),
+            "left_stick": spaces.Box(-1.0, 1.0, (2,), np.float32),
+            "right_stick": spaces.Box(-1.0, 1.0, (2,), np.float32),
+        }
+    )
+
+
+class ActionCodec:
+    """Translates actions of a Gymnasium space to head classes and back.
+
+    Attributes:
+        space: The action space.
+        heads: One `Head` for each dimension, in a fixed order (a `Dict` is walked in the order of its keys).
+        sizes: Number of classes of each head.
+
+    Args:
+        space: A space built of `Box` (bounded), `Discrete`, `MultiDiscrete`, `MultiBinary`, `Dict` and `Tuple`.
+
+    Raises:
+        ValueError: The space has a part that cannot be cut into classes.
+    """
+
+    def __init__(self, space: spaces.Space[Any]) -> None:
+        self.space = space
+        heads: list[Head] = []
+        _collect(space, "", heads)
+        if not heads:
+            raise ValueError(f"the action space {space} has no dimension; an agent needs at least one action head")
+        self.heads: tuple[Head, ...] = tuple(heads)
+        self.sizes: tuple[int, ...] = tuple(head.classes for head in heads)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ActionCodec) and self.heads == other.heads
+
+    def __hash__(self) -> int:
+        return hash(self.heads)
+
+    def __repr__(self) -> str:
+        return f"ActionCodec({describe(self.heads)})"
+
+    def encode(self, action: Any) -> Classes:
+        """An action of the space as classes.
+
+        Args:
+            action: An element of `space`; axes hold real values, the nearest bin is taken.
+
+        Returns:
+            Classes `(heads,)`, uint8.
+
+        Raises:
+            ValueError: A value is not finite or lies outside the space; the message names the dimension.
+        """
+        values: list[float] = []
+        _flatten(self.space, action, values)
+        if len(values) != len(self.heads):
+            raise ValueError(f"the action has {len(values)} values, the action space {len(self.heads)} dimensions: {describe(self.heads)}")
+        return np.array([_to_class(head, value) for head, value in zip(self.heads, values, strict=True)], dtype=np.uint8)
+
+    def decode(self, classes: NDArray[Any]) -> Any:
+        """Classes `(heads,)` as an action of the space.
+
+        Raises:
+            ValueError: The number of classes is wrong or one is out of its head's range.
+        """
+        picked = [int(c) for c in classes]
+        if len(picked) != len(self.heads):
+            raise ValueError(f"got {len(picked)} classes for {len(self.heads)} action heads")
+        values = [_to_value(head, cls) for head, cls in zip(self.heads, picked, strict=True)]
+        return _build(self.space, iter(values))
+
+    def check(self, classes: NDArray[Any]) -> None:
+        """Raises ValueError unless every class in `classes` `(..., heads)` fits its head."""
+        if classes.shape[-1] != len(self.heads):
+            raise ValueError(f"actions have {classes.shape[-1]} columns, expected one for each of the {len(self.heads)} heads")
+        flat = classes.reshape(-1, len(self.heads))
+        bad = (flat < 0) | (flat >= np.array(self.sizes))
+        if bad.any():
+            row, col = np.argwhere(bad)[0]
+            head = self.heads[col]
+            raise ValueError(f"action {row}: class {flat[row, col]} of head '{head.name}' is out of range 0..{head.classes - 1}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The space as plain JSON types; `from_dict` reads it."""
+        return _space_to_dict(self.space)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ActionCodec:
+        """Builds the codec that `to_dict` described.
+
+        Raises:
+            ValueError: The description is of an unknown kind or lacks a field.
+        """
+        return cls(_space_from_dict(data))
+
+
+def describe(heads: tuple[Head, ...]) -> str:
+    """A short line for people: `12 x 2, 4 x 11 classes (buttons.0, ..., right_stick.1)`."""
+    counts: list[list[int]] = []
+    for head in heads:
+        if counts and counts[-1][1] == head.classes:
+            counts[-1][0] += 1
+        else:
+            counts.append([1, head.classes])
+    shape = ", ".join(f"{n} x {c}" for n, c in counts)
+    names = [head.name or "action" for head in heads]
+    shown = names if len(names) <= 4 else [names[0], names[1], "...", names[-1]]
+    return f"{shape} classes ({', '.join(shown)})"
+
+
+def _join(path: str, part: object) -> str:
+    return f"{path}.{part}" if path else str(part)
+
+
+def _collect(space: spaces.Space[Any], path: str, heads: list[Head]) -> None:
+    if isinstance(space, spaces.Dict):
+        for key, sub in space.spaces.items():
+            _collect(sub, _join(path, key), heads)
+    elif isinstance(space, spaces.Tuple):
+        for i, sub in enumerate(space.spaces):
+            _collect(sub, _join(path, i), heads)
+    elif isinstance(space, spaces.Discrete):
+        heads.append(_choice(path, int(space.n), int(space.start)))
+    elif isinstance(space, spaces.MultiDiscrete):
+        starts = np.broadcast_to(space.start, space.nvec.shape).ravel()
+        heads.extend(_choice(_join(path, i), int(n), int(s)) for i, (n, s) in enumerate(zip(space.nvec.ravel(), starts, strict=True)))
+    elif isinstance(space, spaces.MultiBinary):
+        heads.extend(Head(_join(path, i), 2, "button") for i in range(int(np.prod(space.shape))))
+    elif isinstance(space, spaces.Box):
+        heads.extend(_axes(space, path))
+    else:
+        raise ValueError(f"action space part '{path or 'action'}' is {space}; expected Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple")
+
+
+def _choice(path: str, classes: int, offset: int) -> Head:
+    if classes > 256:
+        raise ValueError(f"action dimension '{path or 'action'}' has {classes} choices; at most 256 are supported")
+    return Head(path, classes, "choice", offset=offset)
+
+
+def _axes(space: spaces.Box, path: str) -> list[Head]:
+    heads = []
+    for i, (low, high) in enumerate(zip(space.low.ravel().tolist(), space.high.ravel().tolist(), strict=True)):
+        name = _join(path, i)
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError(f"action dimension '{name}' has bounds [{low}, {high}]; a bounded Box is needed to cut it into {AXIS_BINS} bins")
+        if (low, high) == (-1.0, 1.0):
+            heads.append(Head(name, AXIS_BINS, "axis", PAPER_CENTRES, PAPER_EDGES[1:-1]))
+        else:
+            centres = np.linspace(low, high, AXIS_BINS)
+            heads.append(Head(name, AXIS_BINS, "axis", tuple(centres.tolist()), tuple(((centres[1:] + centres[:-1]) / 2).tolist())))
+    return heads
+
+
+def _flatten(space: spaces.Space[Any], action: Any, out: list[float]) -> None:
+    if isinstance(space, spaces.Dict):
+        if not isinstance(action, dict) or set(action) != set(space.spaces):
+            found = sorted(action) if isinstance(action, dict) else type(action).__name__
+            raise ValueError(f"the action must be a dict with the keys {sorted(space.spaces)}, found {found}")
+        for key, sub in space.spaces.items():
+            _flatten(sub, action[key], out)
+    elif isinstance(space, spaces.Tuple):
+        for sub, part in zip(space.spaces, action, strict=True):
+            _flatten(sub, part, out)
+    else:
+        out.extend(np.asarray(action, dtype=np.float64).ravel().tolist())
+
+
+def _to_class(head: Head, value: float) -> int:
+    if not math.isfinite(value):
+        raise ValueError(f"action dimension '{head.name or 'action'}' is {value}; expected a finite number")
+    if head.kind == "axis":
+        low, high = head.centres[0], head.centres[-1]
+        slack = 1e-4 * (high - low)
+        if not low - slack <= value <= high + slack:
+            raise ValueError(f"action dimension '{head.name or 'action'}' is {value}; expected a value in [{low}, {high}]")
+        return int(np.searchsorted(head.edges, value, side="right"))
+    cls = round(value) - head.offset
+    if not 0 <= cls < head.classes or value != round(value):
+        raise ValueError(f"action dimension '{head.name or 'action'}' is {value}; expected an integer in {head.offset}..{head.offset + head.classes - 1}")
+    return cls
+
+
+def _to_value(head: Head, cls: int) -> float:
+    if not 0 <= cls < head.classes:
+        raise ValueError(f"class {cls} of head '{head.name or 'action'}' is out of range 0..{head.classes - 1}")
+    return head.centres[cls] if head.kind == "axis" else float(cls + head.offset)
+
+
+def _build(space: spaces.Space[Any], values: Any) -> Any:
+    if isinstance(space, spaces.Dict):
+        return {key: _build(sub, values) for key, sub in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_build(sub, values) for sub in space.spaces)
+    if isinstance(space, spaces.Discrete):
+        return np.int64(next(values))
+    shape: tuple[int, ...] = space.shape or ()
+    count = int(np.prod(shape))
+    return np.array([next(values) for _ in range(count)]).astype(space.dtype).reshape(shape)
+
+
+def _space_to_dict(space: spaces.Space[Any]) -> dict[str, Any]:
+    if isinstance(space, spaces.Dict):
+        return {"kind": "Dict", "spaces": {key: _space_to_dict(sub) for key, sub in space.spaces.items()}}
+    if isinstance(space, spaces.Tuple):
+        return {"kind": "Tuple", "spaces": [_space_to_dict(sub) for sub in space.spaces]}
+    if isinstance(space, spaces.Discrete):
+        return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
+    if isinstance(space, spaces.MultiDiscrete):
+        return {"kind": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": np.broadcast_to(space.start, space.nvec.shape).tolist()}
+    if isinstance(space, spaces.MultiBinary):
+        return {"kind": "MultiBinary", "shape": [int(n) for n in space.shape]}
+    if isinstance(space, spaces.Box):
+        return {"kind": "Box", "low": space.low.tolist(), "high": space.high.tolist(), "dtype": str(space.dtype)}
+    raise ValueError(f"cannot describe the space {space}")
+
+
+def _space_from_dict(data: dict[str, Any]) -> spaces.Space[Any]:
+    kind = data.get("kind") if isinstance(data, dict) else None
+    try:
+        if kind == "Dict":
+            return spaces.Dict({key: _space_from_dict(sub) for key, sub in data["spaces"].items()})
+        if kind == "Tuple":
+            return spaces.Tuple([_space_from_dict(sub) for sub in data["spaces"]])
+        if kind == "Discrete":
+            return spaces.Discrete(data["n"], start=data["start"])
+        if kind == "MultiDiscrete":
+            return spaces.MultiDiscrete(data["nvec"], start=data["start"])
+        if kind == "MultiBinary":
+            return spaces.MultiBinary(data["shape"])
+        if kind == "Box":
+            dtype = np.dtype(data["dtype"]).type
+            return spaces.Box(np.array(data["low"], dtype), np.array(data["high"], dtype), dtype=dtype)
+    except (KeyError, TypeError, AssertionError, AttributeError) as error:
+        raise ValueError(f"the description of a {kind} space is not complete: {type(error).__name__}: {error}") from error
+    raise ValueError(f"unknown kind of space {kind!r}; expected Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple")
