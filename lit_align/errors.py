@@ -1,0 +1,27 @@
+"""What went wrong on the user's side, said in a way that can be mended."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in what was asked for: the command line prints the message alone, without a traceback.
+
+    The message says what was found, what was expected, and how to mend it.
+    """
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Returns `; did you mean X?` for the nearest known word, or an empty string when nothing is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def raise_all(errors: list[str]) -> None:
+    """Raises one UserError that lists every message, so that all can be mended at once; none raises nothing."""
+    if len(errors) == 1:
+        raise UserError(errors[0])
+    if errors:
+        raise UserError(f"{len(errors)} things to mend:\n" + "\n".join(f"  - {error}" for error in errors))
