@@ -1,0 +1,138 @@
+"""Preferences on disk: pairs of episodes, which of them is better, and by whose judgement."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+SCHEMA = 1
+SPLITS = ("train", "test")
+COLUMNS = ("chosen", "rejected", "dataset", "label", "margin", "annotator", "created_at")
+
+
+@dataclass
+class Preferences:
+    """Comparisons of one split.
+
+    Attributes:
+        chosen: Global episode ids of the better ones `(pairs,)`.
+        rejected: Of the worse ones `(pairs,)`.
+        tie: Neither is better `(pairs,)`, bool; `chosen` and `rejected` are then in no order.
+        margin: How much better, in ranks of the rule; 0 for a tie `(pairs,)`.
+        annotator: Who judged.
+    """
+
+    chosen: NDArray[np.int64]
+    rejected: NDArray[np.int64]
+    tie: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+    margin: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    annotator: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.tie.size:
+            self.tie = np.zeros(len(self.chosen), bool)
+        if not self.margin.size:
+            self.margin = np.ones(len(self.chosen), np.float32)
+
+    def __len__(self) -> int:
+        """Number of comparisons."""
+        return len(self.chosen)
+
+    def head(self, count: int) -> Preferences:
+        """The first `count` comparisons."""
+        return Preferences(self.chosen[:count], self.rejected[:count], self.tie[:count], self.margin[:count], self.annotator)
+
+
+@dataclass
+class PreferenceMeta:
+    """`meta.json` of a folder of preferences.
+
+    Attributes:
+        trajectories: Folder of the trajectories, relative to this one.
+        rule: What decided, such as the ranking of outcomes.
+        counts: Comparisons in each split.
+        provenance: Free JSON facts.
+        schema: Version of this format.
+    """
+
+    trajectories: str
+    rule: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+def write_preferences(folder: str | Path, splits: dict[str, Preferences], meta: PreferenceMeta, created_at: str) -> None:
+    """Writes a folder that `datasets.load_dataset` opens, whole or not at all.
+
+    Raises:
+        ValueError: The folder holds something already.
+    """
+    target = Path(folder)
+    if target.exists() and any(target.iterdir()):
+        raise ValueError(f"'{folder}' is not empty; preferences are written to a new folder: name another or remove it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+        aside = Path(scratch) / target.name
+        (aside / "data").mkdir(parents=True)
+        name = Path(meta.trajectories).name
+        meta.trajectories = os.path.relpath(meta.trajectories, target)
+        for split, pairs in splits.items():
+            count = len(pairs)
+            table = pa.table(
+                {
+                    "chosen": pairs.chosen,
+                    "rejected": pairs.rejected,
+                    "dataset": [name] * count,
+                    "label": np.where(pairs.tie, "tie", "chosen").tolist(),
+                    "margin": pairs.margin.astype(np.float32),
+                    "annotator": [pairs.annotator] * count,
+                    "created_at": [created_at] * count,
+                }
+            )
+            pq.write_table(table, aside / "data" / f"{split}-00000.parquet")
+            meta.counts[split] = count
+        (aside / "meta.json").write_text(json.dumps(asdict(meta), indent=2) + "\n")
+        if target.exists():
+            target.rmdir()
+        aside.rename(target)
+
+
+def read_preferences(folder: str | Path) -> tuple[PreferenceMeta, dict[str, Preferences]]:
+    """Reads a folder of preferences.
+
+    Raises:
+        ValueError: The folder is missing, cut short, or not one of preferences.
+    """
+    path = Path(folder) / "meta.json"
+    if not path.is_file():
+        raise ValueError(f"'{folder}' has no meta.json; expected a folder of preferences (made by 'lit-align compare')")
+    try:
+        meta = PreferenceMeta(**json.loads(path.read_text()))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"{path} is not one of preferences: {error}") from error
+    if meta.schema != SCHEMA:
+        raise ValueError(f"{path} has schema {meta.schema}; this version reads schema {SCHEMA}")
+    splits = {}
+    for split, count in meta.counts.items():
+        shard = Path(folder) / "data" / f"{split}-00000.parquet"
+        try:
+            table = pq.read_table(shard)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise ValueError(f"{shard} cannot be read ({str(error).splitlines()[0]}); it is missing or was cut short") from error
+        lacking = [c for c in COLUMNS if c not in table.column_names]
+        if lacking or len(table) != count:
+            raise ValueError(f"{shard} holds {len(table)} comparisons (meta.json says {count}) and lacks the columns {lacking}")
+        who = table["annotator"][0].as_py() if count else ""
+        columns = [table[c].to_numpy(zero_copy_only=False) for c in ("chosen", "rejected", "label", "margin")]
+        splits[split] = Preferences(columns[0], columns[1], columns[2] == "tie", columns[3], who)
+    return meta, splits

@@ -1,0 +1,82 @@
+"""Choosing episodes: by score, outcome or length."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_align.data.trajectories import TrajectoryDataset
+
+
+@dataclass
+class Select:
+    """Which episodes of the trajectories to train on. All conditions given must hold.
+
+    Attributes:
+        scores: A file that `lit-align score` left, for `top` and `at_least`.
+        top: Keep this fraction of the episodes, the best scored (the paper's preference fine-tuning keeps 0.2).
+        at_least: Keep episodes with this score or more.
+        outcomes: Keep episodes with one of these outcomes.
+        max_steps: Keep episodes of at most this many env steps.
+        limit: Keep at most this many episodes: the best scored, or the first where there are no scores.
+    """
+
+    scores: str | None = None
+    top: float | None = None
+    at_least: float | None = None
+    outcomes: list[str] | None = None
+    max_steps: int | None = None
+    limit: int | None = None
+
+    def check(self) -> None:
+        """Raises ValueError where fields contradict each other or are out of range."""
+        if self.scores is None and (self.top is not None or self.at_least is not None):
+            raise ValueError("data.select.top and data.select.at_least need data.select.scores, a file made by 'lit-align score'")
+        if self.top is not None and not 0 < self.top <= 1:
+            raise ValueError(f"data.select.top is {self.top}; expected a fraction above 0 and up to 1, such as 0.2")
+
+    def apply(self, dataset: TrajectoryDataset) -> NDArray[np.int64]:
+        """Indices of the episodes kept, ascending.
+
+        Raises:
+            ValueError: Nothing is left, or the scores are of other trajectories.
+        """
+        self.check()
+        episodes = dataset.episodes
+        keep = np.ones(len(dataset), bool)
+        if self.outcomes is not None:
+            keep &= np.isin(episodes["outcome"].astype(str), self.outcomes)
+        if self.max_steps is not None:
+            keep &= episodes["length"] <= self.max_steps
+        kept = np.flatnonzero(keep)
+        if self.scores is not None:
+            scores = read_scores(self.scores, dataset)
+            if self.at_least is not None:
+                kept = kept[scores[kept] >= self.at_least]
+            kept = kept[np.argsort(-scores[kept], kind="stable")]
+            if self.top is not None:
+                kept = kept[: max(1, round(self.top * len(dataset)))]
+        if self.limit is not None:
+            kept = kept[: self.limit]
+        if not len(kept):
+            raise ValueError(f"data.select leaves no episode of '{dataset.folder}' ({len(dataset)} episodes, outcomes {dataset.meta.outcomes})")
+        return np.sort(kept)
+
+
+def read_scores(path: str | Path, dataset: TrajectoryDataset) -> NDArray[np.float64]:
+    """The score of every episode of a dataset `(episodes,)`, from a file of `lit-align score`.
+
+    Raises:
+        ValueError: The file is missing or not of these trajectories.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"data.select.scores names '{path}', which does not exist; make it by 'lit-align score'")
+    scores = json.loads(Path(path).read_text()).get("scores", {})
+    missing = [int(e) for e in dataset.episodes["id"] if str(int(e)) not in scores]
+    if missing:
+        raise ValueError(f"'{path}' has no score for {len(missing)} of the {len(dataset)} episodes of '{dataset.folder}' (first: {missing[0]})")
+    return np.array([scores[str(int(e))] for e in dataset.episodes["id"]], np.float64)

@@ -1,0 +1,318 @@
+"""Trajectories on disk: a Hugging Face `datasets` Parquet folder and its `meta.json`.
+
+A row is a frame, a row group is an episode, so that the folder opens in `datasets.load_dataset` and in the Hub's viewer, and one episode is one read.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+
+from lit_align.data.trajectory import Trajectory
+from lit_align.spaces import ActionCodec
+
+SCHEMA = 1
+META = "meta.json"
+EPISODE_COLUMNS = ("id", "seed", "length", "outcome", "reason", "player", "terminated", "truncated")
+_SHARD_BYTES = 200_000_000
+
+
+@dataclass
+class Meta:
+    """What a folder of trajectories holds.
+
+    Attributes:
+        fps: Env steps in a second of the world's time.
+        actions: The action space (`ActionCodec.to_dict`).
+        image_size: Height and width of the frames in pixels.
+        env: Id of the world, and `env_args` it was made with.
+        episodes: Number of episodes.
+        steps: Number of env steps in all of them.
+        outcomes: Number of episodes for each outcome.
+        shards: Rows (frames) in each Parquet file, by its name.
+        provenance: How the data came to be: who played, with which seeds, with which version.
+        schema: Version of this format.
+    """
+
+    fps: float
+    actions: dict[str, Any]
+    image_size: int
+    env: str = ""
+    env_args: dict[str, Any] = field(default_factory=dict)
+    episodes: int = 0
+    steps: int = 0
+    outcomes: dict[str, int] = field(default_factory=dict)
+    shards: dict[str, int] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+def arrow_schema() -> pa.Schema:
+    """The table's schema; its metadata tells `datasets` that `frame` is an image."""
+    from datasets import Features, Image, List, Value
+
+    features = Features(
+        {
+            "episode": Value("int64"),
+            "step": Value("int32"),
+            "frame": Image(),
+            "action": List(Value("uint8")),
+            "position": List(Value("float32")),
+            "reward": Value("float32"),
+            "log_prob": Value("float32"),
+            "length": Value("int32"),
+            "seed": Value("int64"),
+            "outcome": Value("string"),
+            "reason": Value("string"),
+            "player": Value("string"),
+            "terminated": Value("bool"),
+            "truncated": Value("bool"),
+        }
+    )
+    return features.arrow_schema
+
+
+def encode(trajectory: Trajectory, schema: pa.Schema | None = None) -> pa.Table:
+    """A trajectory as a table of T + 1 rows; frames become lossless PNG, the last row has no action, reward or log-probability."""
+    schema = schema or arrow_schema()
+    steps, rows = len(trajectory), len(trajectory) + 1
+    log_probs = [None] * rows if trajectory.log_probs is None else [*trajectory.log_probs.tolist(), None]
+    columns = {
+        "episode": [trajectory.id] * rows,
+        "step": range(rows),
+        "frame": [{"bytes": _png(frame), "path": None} for frame in trajectory.frames],
+        "action": [*trajectory.actions.tolist(), None],
+        "position": trajectory.positions.tolist(),
+        "reward": [*trajectory.rewards.tolist(), None],
+        "log_prob": log_probs,
+        "length": [steps] * rows,
+        **{name: [getattr(trajectory, name)] * rows for name in ("seed", "outcome", "reason", "player", "terminated", "truncated")},
+    }
+    return pa.table({name: pa.array(columns[name], schema.field(name).type) for name in schema.names}, schema=schema)
+
+
+def _png(frame: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    PILImage.fromarray(frame).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _pixels(data: bytes) -> NDArray[np.uint8]:
+    with PILImage.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB") if image.mode != "RGB" else image)
+
+
+class TrajectoryWriter:
+    """Writes episodes to a folder that appears when all of them are written, and not at all if anything goes wrong.
+
+    Args:
+        folder: The target; it must not exist or be empty.
+        codec: The action space that `actions` are classes of.
+        fps: Env steps in a second of the world's time.
+        env: Id of the world.
+        env_args: What the world was made with.
+        provenance: Free JSON facts: who played, seeds, versions.
+
+    Raises:
+        ValueError: The folder holds something already, or an episode does not fit the action space.
+    """
+
+    def __init__(
+        self, folder: str | Path, codec: ActionCodec, fps: float, env: str = "", env_args: dict[str, Any] | None = None, provenance: dict[str, Any] | None = None
+    ) -> None:
+        self.folder = Path(folder)
+        if self.folder.exists() and any(self.folder.iterdir()):
+            raise ValueError(f"'{folder}' is not empty; trajectories are written to a new folder: name another or remove it")
+        self.codec = codec
+        self.meta = Meta(fps=fps, actions=codec.to_dict(), image_size=0, env=env, env_args=env_args or {}, provenance=provenance or {})
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self._aside = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
+        (self._aside / "data").mkdir()
+        self._schema = arrow_schema()
+        self._shard: pq.ParquetWriter | None = None
+        self._bytes = 0
+        self._ids: set[int] = set()
+
+    def __enter__(self) -> TrajectoryWriter:
+        return self
+
+    def write(self, trajectory: Trajectory) -> None:
+        """Appends an episode."""
+        self.codec.check(trajectory.actions)
+        self.write_table(encode(trajectory, self._schema), trajectory.frames.shape[1])
+
+    def write_table(self, table: pa.Table, image_size: int) -> None:
+        """Appends an episode that `encode` made, in another process perhaps."""
+        episode, outcome = table["episode"][0].as_py(), table["outcome"][0].as_py()
+        if episode in self._ids:
+            raise ValueError(f"episode {episode} was written already; ids must differ")
+        if self.meta.image_size not in (0, image_size):
+            raise ValueError(f"episode {episode} has frames of {image_size} pixels, the ones before {self.meta.image_size}; one folder holds one size")
+        if self._shard is None or self._bytes > _SHARD_BYTES:
+            self._open_shard()
+        assert self._shard is not None
+        self._shard.write_table(table, row_group_size=len(table))
+        self._bytes += table["frame"].nbytes
+        self._ids.add(episode)
+        name = list(self.meta.shards)[-1]
+        self.meta.shards[name] += len(table)
+        self.meta.image_size = image_size
+        self.meta.episodes += 1
+        self.meta.steps += len(table) - 1
+        self.meta.outcomes[outcome] = self.meta.outcomes.get(outcome, 0) + 1
+
+    def _open_shard(self) -> None:
+        if self._shard is not None:
+            self._shard.close()
+        name = f"data/train-{len(self.meta.shards):05d}.parquet"
+        # PNG bytes do not compress further; the small columns are dictionaries.
+        self._shard = pq.ParquetWriter(self._aside / name, self._schema, compression="none", use_dictionary=["outcome", "reason", "player"])
+        self.meta.shards[name] = 0
+        self._bytes = 0
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if self._shard is not None:
+                self._shard.close()
+            if kind is None:
+                if not self.meta.episodes:
+                    raise ValueError(f"no episode was recorded for '{self.folder}'")
+                (self._aside / META).write_text(json.dumps(asdict(self.meta), indent=2) + "\n")
+                self._aside.chmod(0o755)
+                if self.folder.exists():
+                    self.folder.rmdir()
+                self._aside.rename(self.folder)
+        finally:
+            shutil.rmtree(self._aside, ignore_errors=True)
+
+
+def read_meta(folder: str | Path) -> Meta:
+    """The checked `meta.json` of a folder of trajectories.
+
+    Raises:
+        ValueError: The folder is missing, is not one of trajectories, or was cut short.
+    """
+    path = Path(folder) / META
+    if not path.is_file():
+        what = "has no meta.json" if Path(folder).is_dir() else "does not exist"
+        raise ValueError(f"'{folder}' {what}; expected a folder of trajectories (made by 'lit-align collect' or 'lit-align convert')")
+    try:
+        data = json.loads(path.read_text())
+        meta = Meta(**data)
+        ActionCodec.from_dict(meta.actions)
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if meta.schema != SCHEMA:
+        raise ValueError(f"{path} has schema {meta.schema}; this version reads schema {SCHEMA}")
+    for name, rows in meta.shards.items():
+        shard = Path(folder) / name
+        try:
+            found = pq.read_metadata(shard).num_rows
+        except (OSError, pa.ArrowInvalid) as error:
+            raise ValueError(f"shard {shard} cannot be read ({str(error).splitlines()[0]}); it is missing or was cut short: record or fetch it again") from error
+        if found != rows:
+            raise ValueError(f"shard {shard} holds {found} frames, meta.json says {rows}; record or fetch it again")
+    return meta
+
+
+class TrajectoryDataset:
+    """Episodes of a folder, in the order of their ids.
+
+    Args:
+        folder: A folder that `TrajectoryWriter` left.
+
+    Raises:
+        ValueError: The folder is missing, is not one of trajectories, or was cut short.
+
+    Attributes:
+        meta: What the folder says of itself.
+        codec: The action space.
+        episodes: Columns `id, seed, length, outcome, reason, player, terminated, truncated`, an array each, a value an episode.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.meta = read_meta(folder)
+        self.codec = ActionCodec.from_dict(self.meta.actions)
+        wanted = ["episode", *(c for c in EPISODE_COLUMNS if c != "id")]
+        tables, places = [], []
+        for shard in self.meta.shards:
+            file = pq.ParquetFile(self.folder / shard)
+            table = file.read(columns=[*wanted, "step"])
+            tables.append(table.filter(pa.compute.equal(table["step"], 0)).drop_columns(["step"]))
+            places += [(shard, group) for group in range(file.num_row_groups)]
+        table = pa.concat_tables(tables)
+        order = np.argsort(table["episode"].to_numpy(), kind="stable")
+        names = {"episode": "id"}
+        self.episodes: dict[str, NDArray[Any]] = {names.get(c, c): table[c].to_numpy(zero_copy_only=False)[order] for c in wanted}
+        self._places = [places[i] for i in order]
+        self._row = {int(e): i for i, e in enumerate(self.episodes["id"])}
+
+    @cached_property
+    def _files(self) -> dict[str, pq.ParquetFile]:
+        return {shard: pq.ParquetFile(self.folder / shard, memory_map=True) for shard in self.meta.shards}
+
+    def __len__(self) -> int:
+        """Number of episodes."""
+        return len(self._places)
+
+    def index_of(self, episode: int) -> int:
+        """Position of a global episode id.
+
+        Raises:
+            ValueError: The folder does not hold it.
+        """
+        if episode not in self._row:
+            raise ValueError(f"episode {episode} is not in '{self.folder}' ({len(self)} episodes)")
+        return self._row[episode]
+
+    def read(self, index: int, columns: list[str] | None = None) -> pa.Table:
+        """The rows of an episode, some columns of them."""
+        shard, group = self._places[index]
+        return self._files[shard].read_row_group(group, columns=columns)
+
+    def frames(self, index: int) -> NDArray[np.uint8]:
+        """Decoded frames `(T + 1, H, W, 3)`, uint8."""
+        images = self.read(index, ["frame"])["frame"].combine_chunks()
+        return np.stack([_pixels(data) for data in images.field("bytes").to_pylist()])
+
+    def actions(self, index: int) -> NDArray[np.uint8]:
+        """Classes `(T, heads)`, uint8, checked against the action space."""
+        rows = self.read(index, ["action"])["action"].to_pylist()
+        actions = np.array(rows[:-1], dtype=np.uint8).reshape(len(rows) - 1, len(self.codec.heads))
+        try:
+            self.codec.check(actions)
+        except ValueError as error:
+            raise ValueError(f"'{self.folder}', episode {self.episodes['id'][index]}: {error}") from error
+        return actions
+
+    def positions(self, index: int) -> NDArray[np.float32]:
+        """Where the player was `(T + 1, 3)`, float32."""
+        return np.array(self.read(index, ["position"])["position"].to_pylist(), np.float32)
+
+    def __getitem__(self, index: int) -> Trajectory:
+        """The whole episode."""
+        table = self.read(index, ["position", "reward", "log_prob"])
+        log_probs = table["log_prob"].to_pylist()[:-1]
+        facts = {name: column[index].item() if isinstance(column[index], np.generic) else column[index] for name, column in self.episodes.items() if name != "length"}
+        return Trajectory(
+            frames=self.frames(index),
+            actions=self.actions(index),
+            positions=np.array(table["position"].to_pylist(), np.float32),
+            rewards=np.array(table["reward"].to_pylist()[:-1], np.float32),
+            log_probs=None if any(x is None for x in log_probs) else np.array(log_probs, np.float32),
+            **facts,
+        )

@@ -1,0 +1,93 @@
+"""The reward model: the agent's backbone with K scalar heads, read at a trajectory's end or summed over its steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lit_align.models.agent import Agent
+from lit_align.models.backbone import Backbone
+from lit_align.models.config import BackboneConfig
+from lit_align.models.folder import load_folder, save_folder
+
+Readout = Literal["last", "sum"]
+
+
+class RewardModel(nn.Module):
+    """Scores trajectories.
+
+    Args:
+        config: Architecture of the backbone.
+        heads: K, the number of scalar heads; their mean is the reward, their spread tells how sure it is.
+        readout: `last` reads the reward at a trajectory's last frame, `sum` adds up every frame's.
+        info: Free JSON facts that travel in `config.json`.
+    """
+
+    kind = "reward_model"
+
+    def __init__(self, config: BackboneConfig, heads: int = 1, readout: Readout = "last", info: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        if heads < 1 or readout not in get_args(Readout):
+            raise ValueError(f"a reward model with {heads} heads and readout {readout!r}; expected 1 head or more and one of {get_args(Readout)}")
+        self.config = config
+        self.heads = heads
+        self.readout: Readout = readout
+        self.info: dict[str, Any] = dict(info or {})
+        self.backbone = Backbone(config)
+        self.head = nn.Linear(config.width, heads)
+        nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+        # Mean and standard deviation of the raw reward on the starting agent's own rollouts; see `normalise`.
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("std", torch.ones(()))
+        self.mean: Tensor
+        self.std: Tensor
+
+    @classmethod
+    def from_agent(cls, agent: Agent, heads: int = 1, readout: Readout = "last") -> RewardModel:
+        """A reward model whose backbone starts as a copy of the agent's (the paper's "agent encoder")."""
+        model = cls(agent.config, heads, readout)
+        model.backbone.load_state_dict(agent.backbone.state_dict())
+        return model
+
+    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        """Raw rewards of whole trajectories.
+
+        Args:
+            frames: `(B, T, H, W, 3)`, uint8, padded on the right.
+            lengths: Number of frames of each trajectory that count `(B,)`, 1 to T.
+
+        Returns:
+            One reward for each trajectory and head `(B, K)`, float32, not normalised.
+        """
+        return self.read(self.head(self.backbone(frames)).float(), lengths)
+
+    def read(self, scores: Tensor, lengths: Tensor) -> Tensor:
+        """Per-frame scores `(B, T, K)` to rewards `(B, K)` by the readout."""
+        if self.readout == "last":
+            return scores[torch.arange(len(scores), device=scores.device), lengths - 1]
+        kept = torch.arange(scores.shape[1], device=scores.device) < lengths[:, None]
+        return (scores * kept[..., None]).sum(1)
+
+    def normalise(self, rewards: Tensor) -> Tensor:
+        """Raw rewards to mean 0 and standard deviation 1 on the starting agent's rollouts."""
+        return (rewards - self.mean) / self.std
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `config.json` and `model.safetensors`; the folder appears whole or not at all."""
+        content = {"kind": self.kind, "backbone": self.config.to_dict(), "heads": self.heads, "readout": self.readout, "info": self.info}
+        save_folder(folder, content, self)
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | torch.device = "cpu", random_init: bool = False) -> RewardModel:
+        """Reads a reward model's folder; errors and arguments as in `Agent.load`."""
+        model = load_folder(folder, cls.kind, cls._build, random_init)
+        assert isinstance(model, cls)
+        return model.to(device)
+
+    @classmethod
+    def _build(cls, content: dict[str, Any]) -> RewardModel:
+        return cls(BackboneConfig.from_dict(content["backbone"]), content["heads"], content["readout"], content.get("info"))
