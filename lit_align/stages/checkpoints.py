@@ -1,0 +1,173 @@
+"""Checkpoints that a kill cannot harm and that bring a run back as if it had never stopped."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lit_align.stages.metrics_csv import MetricsCSV
+
+KEY = "lit_align"
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, reaches the disk, renames: whoever reads finds the old checkpoint or the new one, whole."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Saves to a local path atomically; other file systems are left to Lightning."""
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            with aside.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, target)
+        finally:
+            aside.unlink(missing_ok=True)
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename itself must survive a power cut too
+        finally:
+            os.close(folder)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        """Loads tensors and plain types only, whatever the caller asks: a checkpoint cannot run code."""
+        return super().load_checkpoint(path, map_location or (lambda storage, _: storage), weights_only=True)
+
+
+class RunState(Callback):
+    """What Lightning's checkpoints lack: every rank's random state, seconds trained, and rows logged.
+
+    After a resume it also sees to it that a learning rate (or weight decay, ...) that was changed on the command line
+    counts, where the optimizer's own state would bring back the old one.
+    """
+
+    def __init__(self) -> None:
+        self.seconds_before = 0.0
+        self._began = time.monotonic()
+        self._configured: list[dict[str, Any]] = []
+        self._loaded: dict[str, Any] | None = None
+        self._rng: dict[str, Any] | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of this run so far, those before the checkpoint it resumed from included."""
+        return self.seconds_before + time.monotonic() - self._began
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self._configured = [_numbers(group) for optimizer in trainer.optimizers for group in optimizer.param_groups]
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: D102
+        states: list[Any] = [rng_state()]
+        if trainer.world_size > 1:
+            states = [None] * trainer.world_size
+            torch.distributed.all_gather_object(states, rng_state())
+        rows = sum(logger.rows for logger in trainer.loggers if isinstance(logger, MetricsCSV))
+        checkpoint[KEY] = {"rng": states, "configured": self._configured, "seconds": self.seconds, "rows": rows}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: D102
+        self._loaded = checkpoint.get(KEY)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        if self._loaded is None:
+            return
+        self.seconds_before = self._loaded["seconds"]
+        states = self._loaded["rng"]
+        # With another number of processes there is no state to go on from: the seeds of the new ranks stand.
+        self._rng = states[trainer.global_rank] if len(states) == trainer.world_size else None
+        _apply_changes(trainer, self._loaded["configured"], self._configured)
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCSV):
+                logger.rewind(self._loaded["rows"], trainer.global_step)
+
+    # Whichever comes first after a resume: at an epoch's border before its loader is opened (which draws a number), inside
+    # an epoch after that.
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self._restore_rng()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: D102
+        self._restore_rng()
+
+    def _restore_rng(self) -> None:
+        if self._rng is not None:
+            set_rng_state(self._rng)
+            self._rng = None
+
+
+def last_checkpoint(folder: Path, every_n_steps: int | None) -> list[ModelCheckpoint]:
+    """Callbacks that keep `folder/last.ckpt`: at each epoch's end, and every so many optimizer steps if a number is given."""
+    same = {"dirpath": folder, "filename": "last", "save_top_k": 1, "enable_version_counter": False}
+    callbacks = [ModelCheckpoint(**same, every_n_epochs=1, save_on_train_epoch_end=True)]
+    if every_n_steps:
+        callbacks.append(ModelCheckpoint(**same, every_n_train_steps=every_n_steps))
+    return callbacks
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of Python's, NumPy's and torch's global generators, as types that a safe load accepts."""
+    name, keys, position, has_gauss, gauss = np.random.get_state()
+    version, internal, gauss_next = random.getstate()
+    state: dict[str, Any] = {
+        "python": [version, list(internal), gauss_next],
+        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(gauss)],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Puts back what `rng_state` returned."""
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+    name, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    torch.set_rng_state(state["torch"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
+
+
+def _numbers(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if isinstance(value, (bool, int, float))} | (
+        {"betas": list(group["betas"])} if "betas" in group else {}
+    )
+
+
+def _apply_changes(trainer: Trainer, before: list[dict[str, Any]], now: list[dict[str, Any]]) -> None:
+    """Writes the optimizer settings that differ from those of the saved run into the restored optimizers."""
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    if not len(before) == len(now) == len(groups):
+        return
+    for group, old, new in zip(groups, before, now, strict=True):
+        for key, value in new.items():
+            if old.get(key) == value or key in ("lr", "initial_lr"):
+                continue
+            group[key] = tuple(value) if isinstance(value, list) else value
+    # `initial_lr` is there when a schedule is, and then `lr` is what the schedule made of it.
+    name = "initial_lr" if all("initial_lr" in group for group in now) else "lr"
+    factors = [new[name] / old[name] if old.get(name) else 1.0 for old, new in zip(before, now, strict=True)]
+    if all(factor == 1.0 for factor in factors):
+        return
+    for group, factor in zip(groups, factors, strict=True):
+        group["lr"] *= factor
+        if "initial_lr" in group:
+            group["initial_lr"] *= factor
+    for config in trainer.lr_scheduler_configs:
+        schedule = config.scheduler
+        if hasattr(schedule, "base_lrs"):
+            schedule.base_lrs = [group["initial_lr"] for group in schedule.optimizer.param_groups]

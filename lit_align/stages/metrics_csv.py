@@ -1,0 +1,121 @@
+"""`metrics.csv` of a run folder: Lightning's columns, but a resumed run goes on where it left off."""
+
+from __future__ import annotations
+
+import csv
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+
+class MetricsTable:
+    """Rows of named numbers in a CSV file, each on disk as soon as it is logged; new names become new columns."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.columns: list[str] = []
+        self.rows = 0
+        if path.is_file():
+            with path.open(newline="") as file:
+                reader = csv.DictReader(file)
+                self.columns = list(reader.fieldnames or [])
+                self.rows = sum(1 for _ in reader)
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Adds one row; Lightning calls this."""
+        row = {name: value.item() if hasattr(value, "item") else value for name, value in metrics.items()}
+        row["step"] = self.rows if step is None else step
+        fresh = sorted(set(row) - set(self.columns))
+        if fresh or not self.columns:
+            self.columns = sorted([*self.columns, *fresh])
+            self._write(self._read())
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self.columns).writerow(row)
+        self.rows += 1
+
+    def rewind(self, rows: int, step: int) -> None:
+        """Drops what a killed run logged after its checkpoint.
+
+        Args:
+            rows: how many rows there were when the checkpoint was written.
+            step: its optimizer step; the epoch's own row, written just after the checkpoint, has a lower one and stays.
+        """
+        kept = [row for index, row in enumerate(self._read()) if index < rows or int(row["step"] or 0) < step]
+        if len(kept) != self.rows:
+            self._write(kept)
+
+    def save(self) -> None:
+        """Nothing is held back, so there is nothing to save."""
+
+    def _read(self) -> list[dict[str, str]]:
+        if not self.path.is_file():
+            return []
+        with self.path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _write(self, rows: list[dict[str, str]]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        aside = self.path.with_suffix(".csv.tmp")
+        with aside.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(aside, self.path)
+        self.rows = len(rows)
+
+
+class MetricsCSV(CSVLogger):
+    """Lightning's CSV logger on `folder/metrics.csv`, which it neither numbers by version nor empties.
+
+    Args:
+        folder: the run folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(save_dir=folder, name="", version="")
+        self._table: MetricsTable | None = None
+
+    @property
+    def log_dir(self) -> str:
+        """The run folder itself."""
+        return self.save_dir
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> MetricsTable:
+        """The table; on other ranks than zero a dummy."""
+        if self._table is None:
+            self._table = MetricsTable(Path(self.save_dir) / "metrics.csv")
+        return self._table
+
+    @property
+    def rows(self) -> int:
+        """Rows on disk so far."""
+        return self._table.rows if self._table is not None else 0
+
+    @rank_zero_only
+    def rewind(self, rows: int, step: int) -> None:
+        """See `MetricsTable.rewind`."""
+        self.experiment.rewind(rows, step)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Adds one row."""
+        self.experiment.log_metrics(metrics, step)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace | None = None) -> None:
+        """Nothing: `config.yaml` beside it says more."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Nothing is held back."""
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Nothing is held back."""
