@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """A mistake in what was asked for: the command line prints the message alone, without a traceback.
 
     The message says what was found, what was expected, and how to mend it.

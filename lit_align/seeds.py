@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from lit_align.errors import UserError
+
 PURPOSES = ("play", "demonstrations", "rollouts", "train", "validation", "evaluation")
 _RUNS = 1 << 10  # run seeds 0..1023
 _EPISODES = 1 << 24  # episodes of one purpose in one run
@@ -22,10 +24,10 @@ def episode_seeds(purpose: str, seed: int, count: int, start: int = 0) -> list[i
         ValueError: Unknown purpose, or a number out of its range.
     """
     if purpose not in PURPOSES:
-        raise ValueError(f"unknown purpose {purpose!r} for episode seeds; expected one of {', '.join(PURPOSES)}")
+        raise UserError(f"unknown purpose {purpose!r} for episode seeds; expected one of {', '.join(PURPOSES)}")
     if not 0 <= seed < _RUNS:
-        raise ValueError(f"the run's seed is {seed}; expected 0 to {_RUNS - 1}")
+        raise UserError(f"the run's seed is {seed}; expected 0 to {_RUNS - 1}")
     if start < 0 or count < 0 or start + count > _EPISODES:
-        raise ValueError(f"episodes {start} to {start + count} asked for; a run has {_EPISODES} for each purpose")
+        raise UserError(f"episodes {start} to {start + count} asked for; a run has {_EPISODES} for each purpose")
     base = (PURPOSES.index(purpose) * _RUNS + seed) * _EPISODES + start
     return list(range(base, base + count))

@@ -14,6 +14,8 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from lit_align.errors import UserError
+
 # The stick bins of the paper's game (Bleeding Edge): non-uniform, finer near the centre. Edges are those of the WHAM release; `np.digitize` semantics.
 PAPER_EDGES = (-1.05, -0.95, -0.75, -0.5, -0.25, -0.05, 0.05, 0.25, 0.5, 0.75, 0.95, 1.05)
 PAPER_CENTRES = (-1.0, -0.85, -0.625, -0.375, -0.15, 0.0, 0.15, 0.375, 0.625, 0.85, 1.0)
@@ -74,7 +76,7 @@ class ActionCodec:
         heads: list[Head] = []
         _collect(space, "", heads)
         if not heads:
-            raise ValueError(f"the action space {space} has no dimension; an agent needs at least one action head")
+            raise UserError(f"the action space {space} has no dimension; an agent needs at least one action head")
         self.heads: tuple[Head, ...] = tuple(heads)
         self.sizes: tuple[int, ...] = tuple(head.classes for head in heads)
 
@@ -102,8 +104,12 @@ class ActionCodec:
         values: list[float] = []
         _flatten(self.space, action, values)
         if len(values) != len(self.heads):
-            raise ValueError(f"the action has {len(values)} values, the action space {len(self.heads)} dimensions: {describe(self.heads)}")
-        return np.array([_to_class(head, value) for head, value in zip(self.heads, values, strict=True)], dtype=np.uint8)
+            raise UserError(
+                f"the action has {len(values)} values, the action space {len(self.heads)} dimensions: {describe(self.heads)}"
+            )
+        return np.array(
+            [_to_class(head, value) for head, value in zip(self.heads, values, strict=True)], dtype=np.uint8
+        )
 
     def decode(self, classes: NDArray[Any]) -> Any:
         """Classes `(heads,)` as an action of the space.
@@ -113,20 +119,24 @@ class ActionCodec:
         """
         picked = [int(c) for c in classes]
         if len(picked) != len(self.heads):
-            raise ValueError(f"got {len(picked)} classes for {len(self.heads)} action heads")
+            raise UserError(f"got {len(picked)} classes for {len(self.heads)} action heads")
         values = [_to_value(head, cls) for head, cls in zip(self.heads, picked, strict=True)]
         return _build(self.space, iter(values))
 
     def check(self, classes: NDArray[Any]) -> None:
         """Raises ValueError unless every class in `classes` `(..., heads)` fits its head."""
         if classes.shape[-1] != len(self.heads):
-            raise ValueError(f"actions have {classes.shape[-1]} columns, expected one for each of the {len(self.heads)} heads")
+            raise UserError(
+                f"actions have {classes.shape[-1]} columns, expected one for each of the {len(self.heads)} heads"
+            )
         flat = classes.reshape(-1, len(self.heads))
         bad = (flat < 0) | (flat >= np.array(self.sizes))
         if bad.any():
             row, col = np.argwhere(bad)[0]
             head = self.heads[col]
-            raise ValueError(f"action {row}: class {flat[row, col]} of head '{head.name}' is out of range 0..{head.classes - 1}")
+            raise UserError(
+                f"action {row}: class {flat[row, col]} of head '{head.name}' is out of range 0..{head.classes - 1}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The space as plain JSON types; `from_dict` reads it."""
@@ -171,18 +181,23 @@ def _collect(space: spaces.Space[Any], path: str, heads: list[Head]) -> None:
         heads.append(_choice(path, int(space.n), int(space.start)))
     elif isinstance(space, spaces.MultiDiscrete):
         starts = np.broadcast_to(space.start, space.nvec.shape).ravel()
-        heads.extend(_choice(_join(path, i), int(n), int(s)) for i, (n, s) in enumerate(zip(space.nvec.ravel(), starts, strict=True)))
+        heads.extend(
+            _choice(_join(path, i), int(n), int(s))
+            for i, (n, s) in enumerate(zip(space.nvec.ravel(), starts, strict=True))
+        )
     elif isinstance(space, spaces.MultiBinary):
         heads.extend(Head(_join(path, i), 2, "button") for i in range(int(np.prod(space.shape))))
     elif isinstance(space, spaces.Box):
         heads.extend(_axes(space, path))
     else:
-        raise ValueError(f"action space part '{path or 'action'}' is {space}; expected Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple")
+        raise UserError(
+            f"action space part '{path or 'action'}' is {space}; expected Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple"
+        )
 
 
 def _choice(path: str, classes: int, offset: int) -> Head:
     if classes > 256:
-        raise ValueError(f"action dimension '{path or 'action'}' has {classes} choices; at most 256 are supported")
+        raise UserError(f"action dimension '{path or 'action'}' has {classes} choices; at most 256 are supported")
     return Head(path, classes, "choice", offset=offset)
 
 
@@ -191,12 +206,18 @@ def _axes(space: spaces.Box, path: str) -> list[Head]:
     for i, (low, high) in enumerate(zip(space.low.ravel().tolist(), space.high.ravel().tolist(), strict=True)):
         name = _join(path, i)
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise ValueError(f"action dimension '{name}' has bounds [{low}, {high}]; a bounded Box is needed to cut it into {AXIS_BINS} bins")
+            raise UserError(
+                f"action dimension '{name}' has bounds [{low}, {high}]; a bounded Box is needed to cut it into {AXIS_BINS} bins"
+            )
         if (low, high) == (-1.0, 1.0):
             heads.append(Head(name, AXIS_BINS, "axis", PAPER_CENTRES, PAPER_EDGES[1:-1]))
         else:
             centres = np.linspace(low, high, AXIS_BINS)
-            heads.append(Head(name, AXIS_BINS, "axis", tuple(centres.tolist()), tuple(((centres[1:] + centres[:-1]) / 2).tolist())))
+            heads.append(
+                Head(
+                    name, AXIS_BINS, "axis", tuple(centres.tolist()), tuple(((centres[1:] + centres[:-1]) / 2).tolist())
+                )
+            )
     return heads
 
 
@@ -204,7 +225,7 @@ def _flatten(space: spaces.Space[Any], action: Any, out: list[float]) -> None:
     if isinstance(space, spaces.Dict):
         if not isinstance(action, dict) or set(action) != set(space.spaces):
             found = sorted(action) if isinstance(action, dict) else type(action).__name__
-            raise ValueError(f"the action must be a dict with the keys {sorted(space.spaces)}, found {found}")
+            raise UserError(f"the action must be a dict with the keys {sorted(space.spaces)}, found {found}")
         for key, sub in space.spaces.items():
             _flatten(sub, action[key], out)
     elif isinstance(space, spaces.Tuple):
@@ -216,22 +237,26 @@ def _flatten(space: spaces.Space[Any], action: Any, out: list[float]) -> None:
 
 def _to_class(head: Head, value: float) -> int:
     if not math.isfinite(value):
-        raise ValueError(f"action dimension '{head.name or 'action'}' is {value}; expected a finite number")
+        raise UserError(f"action dimension '{head.name or 'action'}' is {value}; expected a finite number")
     if head.kind == "axis":
         low, high = head.centres[0], head.centres[-1]
         slack = 1e-4 * (high - low)
         if not low - slack <= value <= high + slack:
-            raise ValueError(f"action dimension '{head.name or 'action'}' is {value}; expected a value in [{low}, {high}]")
+            raise UserError(
+                f"action dimension '{head.name or 'action'}' is {value}; expected a value in [{low}, {high}]"
+            )
         return int(np.searchsorted(head.edges, value, side="right"))
     cls = round(value) - head.offset
     if not 0 <= cls < head.classes or value != round(value):
-        raise ValueError(f"action dimension '{head.name or 'action'}' is {value}; expected an integer in {head.offset}..{head.offset + head.classes - 1}")
+        raise UserError(
+            f"action dimension '{head.name or 'action'}' is {value}; expected an integer in {head.offset}..{head.offset + head.classes - 1}"
+        )
     return cls
 
 
 def _to_value(head: Head, cls: int) -> float:
     if not 0 <= cls < head.classes:
-        raise ValueError(f"class {cls} of head '{head.name or 'action'}' is out of range 0..{head.classes - 1}")
+        raise UserError(f"class {cls} of head '{head.name or 'action'}' is out of range 0..{head.classes - 1}")
     return head.centres[cls] if head.kind == "axis" else float(cls + head.offset)
 
 
@@ -255,12 +280,16 @@ def _space_to_dict(space: spaces.Space[Any]) -> dict[str, Any]:
     if isinstance(space, spaces.Discrete):
         return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
     if isinstance(space, spaces.MultiDiscrete):
-        return {"kind": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": np.broadcast_to(space.start, space.nvec.shape).tolist()}
+        return {
+            "kind": "MultiDiscrete",
+            "nvec": space.nvec.tolist(),
+            "start": np.broadcast_to(space.start, space.nvec.shape).tolist(),
+        }
     if isinstance(space, spaces.MultiBinary):
         return {"kind": "MultiBinary", "shape": [int(n) for n in space.shape]}
     if isinstance(space, spaces.Box):
         return {"kind": "Box", "low": space.low.tolist(), "high": space.high.tolist(), "dtype": str(space.dtype)}
-    raise ValueError(f"cannot describe the space {space}")
+    raise UserError(f"cannot describe the space {space}")
 
 
 def _space_from_dict(data: dict[str, Any]) -> spaces.Space[Any]:
@@ -280,5 +309,9 @@ def _space_from_dict(data: dict[str, Any]) -> spaces.Space[Any]:
             dtype = np.dtype(data["dtype"]).type
             return spaces.Box(np.array(data["low"], dtype), np.array(data["high"], dtype), dtype=dtype)
     except (KeyError, TypeError, AssertionError, AttributeError) as error:
-        raise ValueError(f"the description of a {kind} space is not complete: {type(error).__name__}: {error}") from error
-    raise ValueError(f"unknown kind of space {kind!r}; expected Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple")
+        raise UserError(
+            f"the description of a {kind} space is not complete: {type(error).__name__}: {error}"
+        ) from error
+    raise UserError(
+        f"unknown kind of space {kind!r}; expected Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple"
+    )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from lit_align.data.trajectories import META, TrajectoryDataset
+from lit_align.errors import UserError
 
 
 class FrameCache:
@@ -46,7 +47,9 @@ class FrameCache:
         if not self.path.exists():
             self._build()
         self.frames: NDArray[np.uint8] = np.memmap(self.path, np.uint8, "r", shape=self._shape)
-        self.actions: NDArray[np.uint8] = np.memmap(self.path.with_suffix(".actions"), np.uint8, "r", shape=self._actions_shape)
+        self.actions: NDArray[np.uint8] = np.memmap(
+            self.path.with_suffix(".actions"), np.uint8, "r", shape=self._actions_shape
+        )
 
     def _place(self, folder: Path) -> Path:
         chosen = os.environ.get("LIT_ALIGN_CACHE")
@@ -63,7 +66,7 @@ class FrameCache:
         needed = int(np.prod(self._shape))
         free = os.statvfs(self.path.parent).f_bavail * os.statvfs(self.path.parent).f_frsize
         if needed > free:
-            raise ValueError(
+            raise UserError(
                 f"decoding '{self.dataset.folder}' takes {needed / 1e9:.1f} GB in '{self.path.parent}', where {free / 1e9:.1f} GB are free; "
                 "set LIT_ALIGN_CACHE to a folder with more room"
             )
@@ -76,7 +79,9 @@ class FrameCache:
             def decode(index: int) -> None:
                 start, steps = self.starts[index], self.lengths[index]
                 pixels = self.dataset.frames(index)
-                frames[start : start + steps + 1] = pixels if pixels.shape[1] == self.size else resize(pixels, self.size)
+                frames[start : start + steps + 1] = (
+                    pixels if pixels.shape[1] == self.size else resize(pixels, self.size)
+                )
                 actions[start : start + steps] = self.dataset.actions(index)
 
             with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside the interpreter's lock
@@ -92,4 +97,6 @@ class FrameCache:
 
 def resize(frames: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """Frames `(T, H, W, 3)` resized to `(T, size, size, 3)` by area (box filter)."""
-    return np.stack([np.asarray(PILImage.fromarray(frame).resize((size, size), PILImage.Resampling.BOX)) for frame in frames])
+    return np.stack(
+        [np.asarray(PILImage.fromarray(frame).resize((size, size), PILImage.Resampling.BOX)) for frame in frames]
+    )

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from lit_align.errors import UserError
+
 
 class ResumableLoader:
     """Batches of an epoch, planned first and made one at a time.
@@ -19,9 +21,11 @@ class ResumableLoader:
         length: Batches in every epoch; the plan is cut to it.
     """
 
-    def __init__(self, plan: Callable[[int], Sequence[Any]], make: Callable[[Any], dict[str, Any]], length: int) -> None:
+    def __init__(
+        self, plan: Callable[[int], Sequence[Any]], make: Callable[[Any], dict[str, Any]], length: int
+    ) -> None:
         if length < 1:
-            raise ValueError("there is not one whole batch in an epoch; use more episodes or a smaller data.batch_size")
+            raise UserError("there is not one whole batch in an epoch; use more episodes or a smaller data.batch_size")
         self.plan, self.make, self.length = plan, make, length
         self.epoch, self.position = 0, 0
         self._started = False

@@ -18,6 +18,7 @@ from lit_align.data.preferences import Preferences, read_preferences
 from lit_align.data.select import Select
 from lit_align.data.trajectories import read_meta
 from lit_align.data.windows import Window, batches_per_epoch, plan_epoch
+from lit_align.errors import UserError
 from lit_align.spaces import ActionCodec
 
 Batch = dict[str, Any]
@@ -59,9 +60,9 @@ class TrajectoryDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         if not 0 <= val_fraction < 1:
-            raise ValueError(f"data.val_fraction is {val_fraction}; expected 0 or more and below 1")
+            raise UserError(f"data.val_fraction is {val_fraction}; expected 0 or more and below 1")
         if window < 1 or batch_size < 1:
-            raise ValueError(f"data.window is {window} and data.batch_size {batch_size}; expected 1 or more")
+            raise UserError(f"data.window is {window} and data.batch_size {batch_size}; expected 1 or more")
         self.folders = list(trajectories)
         self.also = list(also or [])
         self.window, self.batch_size, self.val_fraction = window, batch_size, val_fraction
@@ -71,15 +72,19 @@ class TrajectoryDataModule(pl.LightningDataModule):
         self.seed = seed
         metas = [read_meta(folder) for folder in [*self.folders, *self.also]]
         if not metas:
-            raise ValueError("data.trajectories is empty; expected one folder of trajectories or more")
+            raise UserError("data.trajectories is empty; expected one folder of trajectories or more")
         codecs = [ActionCodec.from_dict(meta.actions) for meta in metas]
         for folder, codec in zip([*self.folders, *self.also][1:], codecs[1:], strict=True):
             if codec != codecs[0]:
-                raise ValueError(f"'{folder}' has the actions {codec}, '{self.folders[0]}' has {codecs[0]}; they must be the same")
+                raise UserError(
+                    f"'{folder}' has the actions {codec}, '{self.folders[0]}' has {codecs[0]}; they must be the same"
+                )
         self.codec = codecs[0]
         self.image_size = image_size or metas[0].image_size
         if any((image_size or meta.image_size) != self.image_size for meta in metas):
-            raise ValueError(f"the folders hold frames of {sorted({m.image_size for m in metas})} pixels; set data.image_size to resize them to one")
+            raise UserError(
+                f"the folders hold frames of {sorted({m.image_size for m in metas})} pixels; set data.image_size to resize them to one"
+            )
         self._caches: list[FrameCache] = []
 
     def prepare_data(self) -> None:
@@ -124,7 +129,9 @@ class TrajectoryDataModule(pl.LightningDataModule):
         count = batches_per_epoch(lengths, self.window, self.batch_size, ranks)
         if not count:
             windows = int(np.ceil(lengths / self.window).sum())
-            raise ValueError(f"{len(lengths)} episodes give {windows} windows, fewer than one batch of {self.batch_size} for {ranks} processes; lower data.batch_size")
+            raise UserError(
+                f"{len(lengths)} episodes give {windows} windows, fewer than one batch of {self.batch_size} for {ranks} processes; lower data.batch_size"
+            )
         return ResumableLoader(
             lambda epoch: plan_epoch(lengths, self.window, self.batch_size, self.seed, epoch, rank, ranks),
             lambda windows: self._make(self.train_episodes, windows),
@@ -158,7 +165,13 @@ class PreferenceDataModule(pl.LightningDataModule):
     """
 
     def __init__(
-        self, preferences: str, trajectories: str | None = None, comparisons: int | None = None, pairs: int = 8, image_size: int | None = None, seed: int = 0
+        self,
+        preferences: str,
+        trajectories: str | None = None,
+        comparisons: int | None = None,
+        pairs: int = 8,
+        image_size: int | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         meta, splits = read_preferences(preferences)
@@ -172,12 +185,16 @@ class PreferenceDataModule(pl.LightningDataModule):
         self.train_pairs = splits["train"]
         if comparisons is not None:
             if comparisons > len(self.train_pairs):
-                raise ValueError(f"data.comparisons is {comparisons}, '{preferences}' holds {len(self.train_pairs)} for training")
+                raise UserError(
+                    f"data.comparisons is {comparisons}, '{preferences}' holds {len(self.train_pairs)} for training"
+                )
             self.train_pairs = self.train_pairs.head(comparisons)
         self.test_pairs = splits.get("test", self.train_pairs.head(0))
         self.pairs, self.seed = pairs, seed
         if pairs < 1 or not len(self.train_pairs):
-            raise ValueError(f"data.pairs is {pairs} and there are {len(self.train_pairs)} comparisons to train on; expected 1 or more of both")
+            raise UserError(
+                f"data.pairs is {pairs} and there are {len(self.train_pairs)} comparisons to train on; expected 1 or more of both"
+            )
 
     def prepare_data(self) -> None:
         """Decodes the frames once, on one process of each machine."""
@@ -188,7 +205,9 @@ class PreferenceDataModule(pl.LightningDataModule):
         self.cache = FrameCache(self.folder, self.wanted_size)
         overlap = np.intersect1d(self._ids(self.train_pairs), self._ids(self.test_pairs))
         if len(overlap):
-            raise ValueError(f"{len(overlap)} episodes of '{self.preferences}' are in training and in test comparisons (first: {overlap[0]}); split by episode")
+            raise UserError(
+                f"{len(overlap)} episodes of '{self.preferences}' are in training and in test comparisons (first: {overlap[0]}); split by episode"
+            )
         self._neighbours: dict[int, list[int]] = defaultdict(list)
         for i, episode in enumerate(self.train_pairs.chosen):
             self._neighbours[int(episode)].append(i)

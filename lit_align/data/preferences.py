@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from lit_align.errors import UserError
+
 SCHEMA = 1
 SPLITS = ("train", "test")
 COLUMNS = ("chosen", "rejected", "dataset", "label", "margin", "annotator", "created_at")
@@ -49,7 +51,9 @@ class Preferences:
 
     def head(self, count: int) -> Preferences:
         """The first `count` comparisons."""
-        return Preferences(self.chosen[:count], self.rejected[:count], self.tie[:count], self.margin[:count], self.annotator)
+        return Preferences(
+            self.chosen[:count], self.rejected[:count], self.tie[:count], self.margin[:count], self.annotator
+        )
 
 
 @dataclass
@@ -71,7 +75,9 @@ class PreferenceMeta:
     schema: int = SCHEMA
 
 
-def write_preferences(folder: str | Path, splits: dict[str, Preferences], meta: PreferenceMeta, created_at: str) -> None:
+def write_preferences(
+    folder: str | Path, splits: dict[str, Preferences], meta: PreferenceMeta, created_at: str
+) -> None:
     """Writes a folder that `datasets.load_dataset` opens, whole or not at all.
 
     Raises:
@@ -79,7 +85,7 @@ def write_preferences(folder: str | Path, splits: dict[str, Preferences], meta: 
     """
     target = Path(folder)
     if target.exists() and any(target.iterdir()):
-        raise ValueError(f"'{folder}' is not empty; preferences are written to a new folder: name another or remove it")
+        raise UserError(f"'{folder}' is not empty; preferences are written to a new folder: name another or remove it")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
         aside = Path(scratch) / target.name
@@ -115,23 +121,27 @@ def read_preferences(folder: str | Path) -> tuple[PreferenceMeta, dict[str, Pref
     """
     path = Path(folder) / "meta.json"
     if not path.is_file():
-        raise ValueError(f"'{folder}' has no meta.json; expected a folder of preferences (made by 'lit-align compare')")
+        raise UserError(f"'{folder}' has no meta.json; expected a folder of preferences (made by 'lit-align compare')")
     try:
         meta = PreferenceMeta(**json.loads(path.read_text()))
     except (json.JSONDecodeError, TypeError) as error:
-        raise ValueError(f"{path} is not one of preferences: {error}") from error
+        raise UserError(f"{path} is not one of preferences: {error}") from error
     if meta.schema != SCHEMA:
-        raise ValueError(f"{path} has schema {meta.schema}; this version reads schema {SCHEMA}")
+        raise UserError(f"{path} has schema {meta.schema}; this version reads schema {SCHEMA}")
     splits = {}
     for split, count in meta.counts.items():
         shard = Path(folder) / "data" / f"{split}-00000.parquet"
         try:
             table = pq.read_table(shard)
         except (OSError, pa.ArrowInvalid) as error:
-            raise ValueError(f"{shard} cannot be read ({str(error).splitlines()[0]}); it is missing or was cut short") from error
+            raise UserError(
+                f"{shard} cannot be read ({str(error).splitlines()[0]}); it is missing or was cut short"
+            ) from error
         lacking = [c for c in COLUMNS if c not in table.column_names]
         if lacking or len(table) != count:
-            raise ValueError(f"{shard} holds {len(table)} comparisons (meta.json says {count}) and lacks the columns {lacking}")
+            raise UserError(
+                f"{shard} holds {len(table)} comparisons (meta.json says {count}) and lacks the columns {lacking}"
+            )
         who = table["annotator"][0].as_py() if count else ""
         columns = [table[c].to_numpy(zero_copy_only=False) for c in ("chosen", "rejected", "label", "margin")]
         splits[split] = Preferences(columns[0], columns[1], columns[2] == "tie", columns[3], who)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_align.data.trajectories import TrajectoryDataset
+from lit_align.errors import UserError
 
 
 @dataclass
@@ -35,9 +36,11 @@ class Select:
     def check(self) -> None:
         """Raises ValueError where fields contradict each other or are out of range."""
         if self.scores is None and (self.top is not None or self.at_least is not None):
-            raise ValueError("data.select.top and data.select.at_least need data.select.scores, a file made by 'lit-align score'")
+            raise UserError(
+                "data.select.top and data.select.at_least need data.select.scores, a file made by 'lit-align score'"
+            )
         if self.top is not None and not 0 < self.top <= 1:
-            raise ValueError(f"data.select.top is {self.top}; expected a fraction above 0 and up to 1, such as 0.2")
+            raise UserError(f"data.select.top is {self.top}; expected a fraction above 0 and up to 1, such as 0.2")
 
     def apply(self, dataset: TrajectoryDataset) -> NDArray[np.int64]:
         """Indices of the episodes kept, ascending.
@@ -63,7 +66,9 @@ class Select:
         if self.limit is not None:
             kept = kept[: self.limit]
         if not len(kept):
-            raise ValueError(f"data.select leaves no episode of '{dataset.folder}' ({len(dataset)} episodes, outcomes {dataset.meta.outcomes})")
+            raise UserError(
+                f"data.select leaves no episode of '{dataset.folder}' ({len(dataset)} episodes, outcomes {dataset.meta.outcomes})"
+            )
         return np.sort(kept)
 
 
@@ -74,9 +79,11 @@ def read_scores(path: str | Path, dataset: TrajectoryDataset) -> NDArray[np.floa
         ValueError: The file is missing or not of these trajectories.
     """
     if not Path(path).is_file():
-        raise ValueError(f"data.select.scores names '{path}', which does not exist; make it by 'lit-align score'")
+        raise UserError(f"data.select.scores names '{path}', which does not exist; make it by 'lit-align score'")
     scores = json.loads(Path(path).read_text()).get("scores", {})
     missing = [int(e) for e in dataset.episodes["id"] if str(int(e)) not in scores]
     if missing:
-        raise ValueError(f"'{path}' has no score for {len(missing)} of the {len(dataset)} episodes of '{dataset.folder}' (first: {missing[0]})")
+        raise UserError(
+            f"'{path}' has no score for {len(missing)} of the {len(dataset)} episodes of '{dataset.folder}' (first: {missing[0]})"
+        )
     return np.array([scores[str(int(e))] for e in dataset.episodes["id"]], np.float64)

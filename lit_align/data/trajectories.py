@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from lit_align.data.trajectory import Trajectory
+from lit_align.errors import UserError
 from lit_align.spaces import ActionCodec
 
 SCHEMA = 1
@@ -99,7 +100,10 @@ def encode(trajectory: Trajectory, schema: pa.Schema | None = None) -> pa.Table:
         "reward": [*trajectory.rewards.tolist(), None],
         "log_prob": log_probs,
         "length": [steps] * rows,
-        **{name: [getattr(trajectory, name)] * rows for name in ("seed", "outcome", "reason", "player", "terminated", "truncated")},
+        **{
+            name: [getattr(trajectory, name)] * rows
+            for name in ("seed", "outcome", "reason", "player", "terminated", "truncated")
+        },
     }
     return pa.table({name: pa.array(columns[name], schema.field(name).type) for name in schema.names}, schema=schema)
 
@@ -131,13 +135,28 @@ class TrajectoryWriter:
     """
 
     def __init__(
-        self, folder: str | Path, codec: ActionCodec, fps: float, env: str = "", env_args: dict[str, Any] | None = None, provenance: dict[str, Any] | None = None
+        self,
+        folder: str | Path,
+        codec: ActionCodec,
+        fps: float,
+        env: str = "",
+        env_args: dict[str, Any] | None = None,
+        provenance: dict[str, Any] | None = None,
     ) -> None:
         self.folder = Path(folder)
         if self.folder.exists() and any(self.folder.iterdir()):
-            raise ValueError(f"'{folder}' is not empty; trajectories are written to a new folder: name another or remove it")
+            raise UserError(
+                f"'{folder}' is not empty; trajectories are written to a new folder: name another or remove it"
+            )
         self.codec = codec
-        self.meta = Meta(fps=fps, actions=codec.to_dict(), image_size=0, env=env, env_args=env_args or {}, provenance=provenance or {})
+        self.meta = Meta(
+            fps=fps,
+            actions=codec.to_dict(),
+            image_size=0,
+            env=env,
+            env_args=env_args or {},
+            provenance=provenance or {},
+        )
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         self._aside = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
         (self._aside / "data").mkdir()
@@ -158,9 +177,11 @@ class TrajectoryWriter:
         """Appends an episode that `encode` made, in another process perhaps."""
         episode, outcome = table["episode"][0].as_py(), table["outcome"][0].as_py()
         if episode in self._ids:
-            raise ValueError(f"episode {episode} was written already; ids must differ")
+            raise UserError(f"episode {episode} was written already; ids must differ")
         if self.meta.image_size not in (0, image_size):
-            raise ValueError(f"episode {episode} has frames of {image_size} pixels, the ones before {self.meta.image_size}; one folder holds one size")
+            raise UserError(
+                f"episode {episode} has frames of {image_size} pixels, the ones before {self.meta.image_size}; one folder holds one size"
+            )
         if self._shard is None or self._bytes > _SHARD_BYTES:
             self._open_shard()
         assert self._shard is not None
@@ -179,17 +200,21 @@ class TrajectoryWriter:
             self._shard.close()
         name = f"data/train-{len(self.meta.shards):05d}.parquet"
         # PNG bytes do not compress further; the small columns are dictionaries.
-        self._shard = pq.ParquetWriter(self._aside / name, self._schema, compression="none", use_dictionary=["outcome", "reason", "player"])
+        self._shard = pq.ParquetWriter(
+            self._aside / name, self._schema, compression="none", use_dictionary=["outcome", "reason", "player"]
+        )
         self.meta.shards[name] = 0
         self._bytes = 0
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             if self._shard is not None:
                 self._shard.close()
             if kind is None:
                 if not self.meta.episodes:
-                    raise ValueError(f"no episode was recorded for '{self.folder}'")
+                    raise UserError(f"no episode was recorded for '{self.folder}'")
                 (self._aside / META).write_text(json.dumps(asdict(self.meta), indent=2) + "\n")
                 self._aside.chmod(0o755)
                 if self.folder.exists():
@@ -208,23 +233,27 @@ def read_meta(folder: str | Path) -> Meta:
     path = Path(folder) / META
     if not path.is_file():
         what = "has no meta.json" if Path(folder).is_dir() else "does not exist"
-        raise ValueError(f"'{folder}' {what}; expected a folder of trajectories (made by 'lit-align collect' or 'lit-align convert')")
+        raise UserError(
+            f"'{folder}' {what}; expected a folder of trajectories (made by 'lit-align collect' or 'lit-align convert')"
+        )
     try:
         data = json.loads(path.read_text())
         meta = Meta(**data)
         ActionCodec.from_dict(meta.actions)
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        raise UserError(f"{path} cannot be read: {error}") from error
     if meta.schema != SCHEMA:
-        raise ValueError(f"{path} has schema {meta.schema}; this version reads schema {SCHEMA}")
+        raise UserError(f"{path} has schema {meta.schema}; this version reads schema {SCHEMA}")
     for name, rows in meta.shards.items():
         shard = Path(folder) / name
         try:
             found = pq.read_metadata(shard).num_rows
         except (OSError, pa.ArrowInvalid) as error:
-            raise ValueError(f"shard {shard} cannot be read ({str(error).splitlines()[0]}); it is missing or was cut short: record or fetch it again") from error
+            raise UserError(
+                f"shard {shard} cannot be read ({str(error).splitlines()[0]}); it is missing or was cut short: record or fetch it again"
+            ) from error
         if found != rows:
-            raise ValueError(f"shard {shard} holds {found} frames, meta.json says {rows}; record or fetch it again")
+            raise UserError(f"shard {shard} holds {found} frames, meta.json says {rows}; record or fetch it again")
     return meta
 
 
@@ -257,7 +286,9 @@ class TrajectoryDataset:
         table = pa.concat_tables(tables)
         order = np.argsort(table["episode"].to_numpy(), kind="stable")
         names = {"episode": "id"}
-        self.episodes: dict[str, NDArray[Any]] = {names.get(c, c): table[c].to_numpy(zero_copy_only=False)[order] for c in wanted}
+        self.episodes: dict[str, NDArray[Any]] = {
+            names.get(c, c): table[c].to_numpy(zero_copy_only=False)[order] for c in wanted
+        }
         self._places = [places[i] for i in order]
         self._row = {int(e): i for i, e in enumerate(self.episodes["id"])}
 
@@ -276,7 +307,7 @@ class TrajectoryDataset:
             ValueError: The folder does not hold it.
         """
         if episode not in self._row:
-            raise ValueError(f"episode {episode} is not in '{self.folder}' ({len(self)} episodes)")
+            raise UserError(f"episode {episode} is not in '{self.folder}' ({len(self)} episodes)")
         return self._row[episode]
 
     def read(self, index: int, columns: list[str] | None = None) -> pa.Table:
@@ -296,7 +327,7 @@ class TrajectoryDataset:
         try:
             self.codec.check(actions)
         except ValueError as error:
-            raise ValueError(f"'{self.folder}', episode {self.episodes['id'][index]}: {error}") from error
+            raise UserError(f"'{self.folder}', episode {self.episodes['id'][index]}: {error}") from error
         return actions
 
     def positions(self, index: int) -> NDArray[np.float32]:
@@ -307,7 +338,11 @@ class TrajectoryDataset:
         """The whole episode."""
         table = self.read(index, ["position", "reward", "log_prob"])
         log_probs = table["log_prob"].to_pylist()[:-1]
-        facts = {name: column[index].item() if isinstance(column[index], np.generic) else column[index] for name, column in self.episodes.items() if name != "length"}
+        facts = {
+            name: column[index].item() if isinstance(column[index], np.generic) else column[index]
+            for name, column in self.episodes.items()
+            if name != "length"
+        }
         return Trajectory(
             frames=self.frames(index),
             actions=self.actions(index),

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lit_align.errors import UserError
+
 
 @dataclass
 class Trajectory:
@@ -57,15 +59,19 @@ class Trajectory:
             self._check("log_probs", self.log_probs, np.float32, (steps,))
 
     def _check(self, name: str, array: NDArray[Any], dtype: type, shape: tuple[int | None, ...]) -> None:
-        fits = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))
+        fits = array.ndim == len(shape) and all(
+            want in (None, got) for want, got in zip(shape, array.shape, strict=True)
+        )
         if array.dtype != dtype or not fits:
             wanted = "(" + ", ".join("*" if n is None else str(n) for n in shape) + ")"
-            raise ValueError(
+            raise UserError(
                 f"episode {self.id}: {name} is {array.dtype} of shape {array.shape}, expected {np.dtype(dtype)} of shape {wanted} "
                 f"for {len(self.actions)} actions"
             )
         if array.dtype == np.float32 and not np.isfinite(array).all():
-            raise ValueError(f"episode {self.id}: {name} holds a value that is not finite (step {int(np.argwhere(~np.isfinite(array))[0][0])})")
+            raise UserError(
+                f"episode {self.id}: {name} holds a value that is not finite (step {int(np.argwhere(~np.isfinite(array))[0][0])})"
+            )
 
     def __len__(self) -> int:
         """Number of env steps, T."""

@@ -25,7 +25,14 @@ def batches_per_epoch(lengths: NDArray[np.int64], window: int, batch_size: int, 
 
 
 def plan_epoch(
-    lengths: NDArray[np.int64], window: int, batch_size: int, seed: int, epoch: int, rank: int = 0, ranks: int = 1, bucket: int = 8
+    lengths: NDArray[np.int64],
+    window: int,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    rank: int = 0,
+    ranks: int = 1,
+    bucket: int = 8,
 ) -> list[list[Window]]:
     """Random windows of an epoch, batched: an episode of T steps gives ceil(T / window) windows of min(T, window) steps.
 

@@ -74,7 +74,12 @@ class Agent(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Writes `config.json` and `model.safetensors`; the folder appears whole or not at all."""
-        content = {"kind": self.kind, "backbone": self.config.to_dict(), "actions": self.codec.to_dict(), "info": self.info}
+        content = {
+            "kind": self.kind,
+            "backbone": self.config.to_dict(),
+            "actions": self.codec.to_dict(),
+            "info": self.info,
+        }
         save_folder(folder, content, self)
 
     @classmethod
@@ -95,7 +100,11 @@ class Agent(nn.Module):
 
     @classmethod
     def _build(cls, content: dict[str, Any]) -> Agent:
-        return cls(BackboneConfig.from_dict(content["backbone"]), ActionCodec.from_dict(content["actions"]), content.get("info"))
+        return cls(
+            BackboneConfig.from_dict(content["backbone"]),
+            ActionCodec.from_dict(content["actions"]),
+            content.get("info"),
+        )
 
 
 def gather_log_prob(log_probs: Tensor, actions: Tensor) -> Tensor:

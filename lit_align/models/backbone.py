@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lit_align.errors import UserError
 from lit_align.models.config import BackboneConfig
 from lit_align.models.transformer import KVCache, Transformer
 from lit_align.models.vision import ConvEncoder
@@ -50,4 +51,6 @@ class Backbone(nn.Module):
 def check_frames(frames: Tensor, size: int) -> None:
     """Raises ValueError unless `frames` is uint8 `(..., size, size, 3)`."""
     if frames.dtype != torch.uint8 or frames.shape[-3:] != (size, size, 3):
-        raise ValueError(f"frames are {frames.dtype} of shape {tuple(frames.shape)}; expected uint8 of shape (..., {size}, {size}, 3)")
+        raise UserError(
+            f"frames are {frames.dtype} of shape {tuple(frames.shape)}; expected uint8 of shape (..., {size}, {size}, 3)"
+        )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args, get_type_hints
 
+from lit_align.errors import UserError
+
 
 @dataclass
 class BackboneConfig:
@@ -43,7 +45,11 @@ class BackboneConfig:
         wrong: list[str] = []
         if self.image_size < 32 or self.image_size & (self.image_size - 1):
             wrong.append(f"image_size is {self.image_size}; expected a power of two, 32 or more")
-        wrong += [f"{name} is {getattr(self, name)}; expected 1 or more" for name in ("channels", "width", "layers", "heads", "context") if getattr(self, name) < 1]
+        wrong += [
+            f"{name} is {getattr(self, name)}; expected 1 or more"
+            for name in ("channels", "width", "layers", "heads", "context")
+            if getattr(self, name) < 1
+        ]
         if self.blocks < 0:
             wrong.append(f"blocks is {self.blocks}; expected 0 or more")
         if self.heads >= 1 and (self.width % self.heads or (self.width // self.heads) % 2):
@@ -51,9 +57,11 @@ class BackboneConfig:
         if self.norm not in ("layernorm", "rmsnorm"):
             wrong.append(f"norm is {self.norm!r}; expected 'layernorm' or 'rmsnorm'")
         if self.mlp_ratio <= 0 or self.rope_base <= 1:
-            wrong.append(f"mlp_ratio is {self.mlp_ratio} and rope_base {self.rope_base}; expected more than 0 and more than 1")
+            wrong.append(
+                f"mlp_ratio is {self.mlp_ratio} and rope_base {self.rope_base}; expected more than 0 and more than 1"
+            )
         if wrong:
-            raise ValueError("the backbone cannot be built: " + "; ".join(wrong))
+            raise UserError("the backbone cannot be built: " + "; ".join(wrong))
 
     @property
     def receptive_field(self) -> int:
@@ -72,18 +80,22 @@ class BackboneConfig:
             ValueError: An unknown key, a wrong type or a value that does not fit.
         """
         if not isinstance(data, dict):
-            raise ValueError(f"the backbone's config is a {type(data).__name__}; expected an object of fields")
+            raise UserError(f"the backbone's config is a {type(data).__name__}; expected an object of fields")
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(data) - known)
         if unknown:
-            raise ValueError(f"unknown keys {unknown} in the backbone's config; known are {sorted(known)}")
+            raise UserError(f"unknown keys {unknown} in the backbone's config; known are {sorted(known)}")
         hints = get_type_hints(cls)
         for key, value in data.items():
             choices = get_args(hints[key])
             wanted = str if choices else hints[key]
-            ok = isinstance(value, bool) if wanted is bool else isinstance(value, (int, float) if wanted is float else wanted) and not isinstance(value, bool)
+            ok = (
+                isinstance(value, bool)
+                if wanted is bool
+                else isinstance(value, (int, float) if wanted is float else wanted) and not isinstance(value, bool)
+            )
             if not ok:
-                raise ValueError(f"'{key}' in the backbone's config is {value!r}; expected {wanted.__name__}")
+                raise UserError(f"'{key}' in the backbone's config is {value!r}; expected {wanted.__name__}")
         config = cls(**data)
         config.check()
         return config

@@ -14,6 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from lit_align.errors import UserError
+
 SCHEMA = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -24,7 +26,11 @@ def save_folder(folder: str | Path, content: dict[str, Any], module: nn.Module) 
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        save_file({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, aside / WEIGHTS, metadata={"format": "pt"})
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()},
+            aside / WEIGHTS,
+            metadata={"format": "pt"},
+        )
         (aside / CONFIG).write_text(json.dumps({"schema": SCHEMA, **content}, indent=2) + "\n")
         aside.chmod(0o755)
         if target.exists():
@@ -46,22 +52,30 @@ def read_config(folder: str | Path, kind: str | None = None) -> dict[str, Any]:
     """
     path = Path(folder) / CONFIG
     if not path.is_file():
-        hint = [str(Path(folder) / name) for name in ("agent", "reward_model") if (Path(folder) / name / CONFIG).is_file()]
-        more = f"; did you mean {hint[0]}?" if hint else "; expected a folder that a stage left (its agent/ or reward_model/)"
-        raise ValueError(f"no {CONFIG} in '{folder}'{more}")
+        hint = [
+            str(Path(folder) / name) for name in ("agent", "reward_model") if (Path(folder) / name / CONFIG).is_file()
+        ]
+        more = (
+            f"; did you mean {hint[0]}?"
+            if hint
+            else "; expected a folder that a stage left (its agent/ or reward_model/)"
+        )
+        raise UserError(f"no {CONFIG} in '{folder}'{more}")
     try:
         content = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise UserError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{path} has schema {found!r}; this version reads schema {SCHEMA}")
+        raise UserError(f"{path} has schema {found!r}; this version reads schema {SCHEMA}")
     if kind is not None and content.get("kind") != kind:
-        raise ValueError(f"{path} is of kind {content.get('kind')!r}; expected {kind!r}")
+        raise UserError(f"{path} is of kind {content.get('kind')!r}; expected {kind!r}")
     return content
 
 
-def load_folder(folder: str | Path, kind: str, build: Callable[[dict[str, Any]], nn.Module], random_init: bool) -> nn.Module:
+def load_folder(
+    folder: str | Path, kind: str, build: Callable[[dict[str, Any]], nn.Module], random_init: bool
+) -> nn.Module:
     """Builds the module that `config.json` describes and fills in its weights (unless `random_init`).
 
     Raises:
@@ -71,16 +85,18 @@ def load_folder(folder: str | Path, kind: str, build: Callable[[dict[str, Any]],
     try:
         module = build(content)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{Path(folder) / CONFIG} lacks a field or holds a wrong type: {type(error).__name__}: {error}") from error
+        raise UserError(
+            f"{Path(folder) / CONFIG} lacks a field or holds a wrong type: {type(error).__name__}: {error}"
+        ) from error
     if random_init:
         return module
     path = Path(folder) / WEIGHTS
     if not path.is_file():
-        raise ValueError(f"no {WEIGHTS} in '{folder}'; a model's folder holds {CONFIG} and {WEIGHTS}")
+        raise UserError(f"no {WEIGHTS} in '{folder}'; a model's folder holds {CONFIG} and {WEIGHTS}")
     try:
         module.load_state_dict(load_file(path))
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+        raise UserError(f"{path} is not a readable safetensors file: {error}") from error
     except RuntimeError as error:
-        raise ValueError(f"{path} does not fit {CONFIG} beside it: {str(error).splitlines()[-1].strip()}") from error
+        raise UserError(f"{path} does not fit {CONFIG} beside it: {str(error).splitlines()[-1].strip()}") from error
     return module

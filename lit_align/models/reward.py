@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from lit_align.errors import UserError
 from lit_align.models.agent import Agent
 from lit_align.models.backbone import Backbone
 from lit_align.models.config import BackboneConfig
@@ -28,10 +29,14 @@ class RewardModel(nn.Module):
 
     kind = "reward_model"
 
-    def __init__(self, config: BackboneConfig, heads: int = 1, readout: Readout = "last", info: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, config: BackboneConfig, heads: int = 1, readout: Readout = "last", info: dict[str, Any] | None = None
+    ) -> None:
         super().__init__()
         if heads < 1 or readout not in get_args(Readout):
-            raise ValueError(f"a reward model with {heads} heads and readout {readout!r}; expected 1 head or more and one of {get_args(Readout)}")
+            raise UserError(
+                f"a reward model with {heads} heads and readout {readout!r}; expected 1 head or more and one of {get_args(Readout)}"
+            )
         self.config = config
         self.heads = heads
         self.readout: Readout = readout
@@ -78,7 +83,13 @@ class RewardModel(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Writes `config.json` and `model.safetensors`; the folder appears whole or not at all."""
-        content = {"kind": self.kind, "backbone": self.config.to_dict(), "heads": self.heads, "readout": self.readout, "info": self.info}
+        content = {
+            "kind": self.kind,
+            "backbone": self.config.to_dict(),
+            "heads": self.heads,
+            "readout": self.readout,
+            "info": self.info,
+        }
         save_folder(folder, content, self)
 
     @classmethod
@@ -90,4 +101,6 @@ class RewardModel(nn.Module):
 
     @classmethod
     def _build(cls, content: dict[str, Any]) -> RewardModel:
-        return cls(BackboneConfig.from_dict(content["backbone"]), content["heads"], content["readout"], content.get("info"))
+        return cls(
+            BackboneConfig.from_dict(content["backbone"]), content["heads"], content["readout"], content.get("info")
+        )

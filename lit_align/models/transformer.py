@@ -90,7 +90,9 @@ class Layer(nn.Module):
         self.norm1 = make_norm(config)
         self.attention = Attention(config)
         self.norm2 = make_norm(config)
-        self.mlp = nn.Sequential(nn.Linear(config.width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, config.width))
+        self.mlp = nn.Sequential(
+            nn.Linear(config.width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, config.width)
+        )
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
         """Whole sequences `(B, T, width)`; `mask` `(T, T)` says which frames each frame attends to."""
@@ -99,7 +101,9 @@ class Layer(nn.Module):
         x = x + self.attention.merge(y)
         return x + self.mlp(self.norm2(x))
 
-    def step(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> Tensor:
+    def step(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, keys: Tensor, values: Tensor, slots: Tensor
+    ) -> Tensor:
         """One frame of each world `(B, 1, width)`; writes this layer's `keys` and `values` `(B, heads, context, head_width)` at `slots` `(B,)`."""
         q, k, v = self.attention.split(self.norm1(x))
         rows = torch.arange(len(slots), device=x.device)

@@ -52,7 +52,11 @@ class ConvEncoder(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         """Frames `(N, H, W, 3)`, uint8, to embeddings `(N, width)`."""
         # A permuted (N, H, W, C) tensor is channels-last in memory already, the layout that convolutions like best.
-        dtype = torch.get_autocast_dtype(frames.device.type) if torch.is_autocast_enabled(frames.device.type) else self.norm.weight.dtype
+        dtype = (
+            torch.get_autocast_dtype(frames.device.type)
+            if torch.is_autocast_enabled(frames.device.type)
+            else self.norm.weight.dtype
+        )
         x = frames.permute(0, 3, 1, 2).to(dtype) / 127.5 - 1.0
         y: Tensor = self.project(self.norm(self.body(x).flatten(1)))
         return y

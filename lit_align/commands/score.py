@@ -1,0 +1,61 @@
+"""`lit-align score`: a reward model ranks trajectories."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from lit_align.data.trajectories import TrajectoryDataset
+
+
+def run(reward_model: str, trajectories: str, out: str, batch_size: int = 16, threads: int | None = None) -> None:
+    """Writes the normalised reward of every episode to `out/scores.json`, for `data.select.scores`.
+
+    Args:
+        reward_model: Folder of the reward model.
+        trajectories: Folder of the trajectories.
+        out: Folder to write `scores.json` to.
+        batch_size: Episodes scored together.
+        threads: Torch threads; None leaves torch's own number.
+    """
+    import torch
+
+    from lit_align.models.reward import RewardModel
+    from lit_align.rollout.buffer import in_batches, pad
+
+    if threads:
+        torch.set_num_threads(threads)
+    model = RewardModel.load(reward_model).eval()
+    dataset = TrajectoryDataset(trajectories)
+    scores: dict[str, float] = {}
+    with torch.inference_mode():
+        for at in range(0, len(dataset), 64):
+            part = [dataset[i] for i in range(at, min(at + 64, len(dataset)))]
+            values = in_batches(
+                part, batch_size, lambda group: model.normalise(model(*pad(group, last=True))).mean(1).tolist()
+            )
+            scores |= {str(t.id): value for t, value in zip(part, values, strict=True)}
+    target = Path(out)
+    target.mkdir(parents=True, exist_ok=True)
+    content = {
+        "schema": 1,
+        "trajectories": Path(trajectories).name,
+        "reward_model": Path(reward_model).parent.name,
+        "scores": scores,
+    }
+    with tempfile.NamedTemporaryFile("w", dir=target, delete=False) as file:
+        file.write(json.dumps(content, indent=1) + "\n")
+    os.replace(file.name, target / "scores.json")
+    best = np.argsort([-scores[str(int(e))] for e in dataset.episodes["id"]], kind="stable")[
+        : max(1, len(dataset) // 5)
+    ]
+    names, counts = np.unique(dataset.episodes["outcome"][best].astype(str), return_counts=True)
+    line = f"{len(dataset)} episodes scored; the best fifth: " + ", ".join(
+        f"{name} {count}" for name, count in zip(names, counts, strict=True)
+    )
+    print(line)  # noqa: T201  what the command found
+    (target / "headline.txt").write_text(line + "\n")

@@ -1,0 +1,89 @@
+"""The online loop as a Trainer callback: play, score, fill the buffer, and let the ordinary loop train."""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import Any, Protocol
+
+import lightning.pytorch as pl
+import torch
+
+from lit_align.data.trajectory import Trajectory
+from lit_align.models.agent import Agent
+from lit_align.rollout.buffer import Rollout, RolloutDataModule
+from lit_align.rollout.sampler import Sampler
+
+
+class Learner(Protocol):
+    """What the callback needs of the LightningModule."""
+
+    agent: Agent
+    temperature: float
+
+    def judge(self, trajectories: list[Trajectory]) -> list[Rollout]:
+        """Scores the episodes of this process and gives each its advantage."""
+        ...
+
+    def report(self, trajectories: list[Trajectory], seconds: float, failures: int) -> None:
+        """Logs what an iteration's play was like."""
+        ...
+
+
+class RolloutCallback(pl.Callback):
+    """Fills the data module's buffer at the start of every epoch.
+
+    The worlds are played by a copy of the agent, synced once an iteration, so that no process waits in a collective while worlds differ in pace.
+    """
+
+    def __init__(self) -> None:
+        self._sampler: Sampler | None = None
+
+    def sampler(self, trainer: pl.Trainer, module: Any) -> Sampler:
+        """The sampler, made at first use and synced with the module's agent."""
+        data = _data(trainer)
+        if self._sampler is None:
+            self._sampler = Sampler(
+                copy.deepcopy(module.agent), data.make_world, data.worlds, module.temperature, data.seed
+            )
+        self._sampler.agent.load_state_dict(module.agent.state_dict())
+        return self._sampler
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Plays this process's episodes of the iteration and fills the buffer."""
+        data, learner = _data(trainer), pl_module
+        assert isinstance(learner, pl.LightningModule)
+        start = time.perf_counter()
+        sampler = self.sampler(trainer, learner)
+        before = sampler.failures
+        # Sorted by id: what follows must not depend on which world was quickest.
+        trajectories = sorted(sampler.play(data.deal(trainer.current_epoch)), key=lambda t: t.id)
+        seconds = time.perf_counter() - start
+        data.fill(trainer.current_epoch, learner.judge(trajectories))  # type: ignore[operator]
+        learner.report(trajectories, seconds, sampler.failures - before)  # type: ignore[operator]
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Ends the worlds."""
+        self.close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Ends the worlds."""
+        self.close()
+
+    def close(self) -> None:
+        """Ends the worlds; the next use makes them anew."""
+        if self._sampler is not None:
+            self._sampler.close()
+            self._sampler = None
+
+
+def _data(trainer: pl.Trainer) -> RolloutDataModule:
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if not isinstance(data, RolloutDataModule):
+        raise TypeError(f"online RL needs a RolloutDataModule, found {type(data).__name__}")
+    return data
+
+
+def tensor_sum(trainer: pl.Trainer, values: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor over all processes."""
+    return trainer.strategy.reduce(values, reduce_op="sum") if trainer.world_size > 1 else values

@@ -1,0 +1,225 @@
+"""An agent in many worlds at once: one batched, cached forward a step, each world reset on its own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lit_align.data.trajectory import Trajectory
+from lit_align.envs import WorldFailed
+from lit_align.errors import UserError
+from lit_align.models.agent import Agent, gather_log_prob
+from lit_align.spaces import ActionCodec
+
+_log = logging.getLogger(__name__)
+MAX_ATTEMPTS = 5
+
+
+def check_fits(agent: Agent, world: gymnasium.Env[Any, Any]) -> None:
+    """Raises ValueError, naming both sides, unless the agent's frames and actions are the world's."""
+    wanted = (agent.config.image_size, agent.config.image_size, 3)
+    space = world.observation_space
+    if space.shape != wanted or space.dtype != np.uint8:
+        raise UserError(
+            f"the agent sees frames of shape {wanted}, uint8; the environment shows {space.shape}, {space.dtype}: make it with env_args size={wanted[0]}"
+        )
+    codec = ActionCodec(world.action_space)
+    if codec != agent.codec:
+        raise UserError(
+            f"the agent acts on {agent.codec}; the environment takes {codec}: use an agent that was trained for this environment"
+        )
+
+
+@dataclass
+class _Episode:
+    """An episode while it is played."""
+
+    id: int
+    seed: int
+    noise: np.random.Generator
+    frames: list[NDArray[np.uint8]] = field(default_factory=list)
+    actions: list[NDArray[np.uint8]] = field(default_factory=list)
+    positions: list[NDArray[np.float32]] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    attempts: int = 0
+
+
+class Sampler:
+    """Plays episodes with an agent, `worlds` of them at a time.
+
+    The noise of a choice is a function of (seed, episode id, step), so an episode does not depend on which world plays it or what plays beside it.
+
+    Args:
+        agent: Who plays; put in evaluation mode.
+        make_world: Makes one environment.
+        worlds: Environments that are stepped together.
+        temperature: Divides the logits; 0 takes the likeliest class of every head.
+        seed: Seed of the choices.
+        player: Name that the trajectories carry.
+
+    Attributes:
+        failures: Episodes thrown away because their world died; each is played again from its start.
+
+    Raises:
+        ValueError: The agent's frames or actions are not the environment's.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        make_world: Callable[[], gymnasium.Env[Any, Any]],
+        worlds: int,
+        temperature: float = 1.0,
+        seed: int = 0,
+        player: str = "agent",
+    ) -> None:
+        if worlds < 1 or temperature < 0:
+            raise UserError(
+                f"{worlds} worlds at temperature {temperature}; expected 1 world or more and a temperature of 0 or more"
+            )
+        self.agent = agent.eval()
+        self.temperature, self.seed, self.player = temperature, seed, player
+        self.failures = 0
+        self._worlds: list[gymnasium.Env[Any, Any]] = []
+        try:
+            for _ in range(worlds):
+                self._worlds.append(make_world())
+                check_fits(agent, self._worlds[0])
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Sampler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends all worlds."""
+        while self._worlds:
+            self._worlds.pop().close()
+
+    @torch.inference_mode()
+    def play(self, episodes: Iterable[tuple[int, int]]) -> Iterator[Trajectory]:
+        """Plays episodes given as (id, world's seed); yields each when it ends, in the order in which they end.
+
+        Raises:
+            WorldFailed: A world died again and again over the same episode.
+        """
+        queue = iter(episodes)
+        running: list[_Episode | None] = [None] * len(self._worlds)
+        cache = self.agent.new_cache(len(self._worlds))
+        device = cache.keys.device
+        size = self.agent.config.image_size
+        screen = np.zeros((len(self._worlds), size, size, 3), np.uint8)
+        uniform = np.zeros((len(self._worlds), len(self.agent.codec.heads)), np.float32)
+
+        def begin(w: int, episode: _Episode | None) -> None:
+            while episode is not None:
+                try:
+                    frame, info = self._worlds[w].reset(seed=episode.seed)
+                except WorldFailed as error:
+                    episode = self._again(episode, error)
+                    continue
+                screen[w] = frame
+                episode.frames.append(frame)
+                episode.positions.append(_position(info))
+                break
+            running[w] = episode
+            cache.reset([w])
+
+        def fresh() -> _Episode | None:
+            dealt = next(queue, None)
+            return None if dealt is None else self._new(*dealt)
+
+        for w in range(len(running)):
+            begin(w, fresh())
+        while any(episode is not None for episode in running):
+            for w, episode in enumerate(running):
+                if episode is not None:
+                    uniform[w] = episode.noise.random(uniform.shape[1], np.float32)
+            actions, log_probs = self._choose(
+                torch.from_numpy(screen).to(device), torch.from_numpy(uniform).to(device), cache
+            )
+            for w, episode in enumerate(running):
+                if episode is None:
+                    continue
+                try:
+                    frame, reward, terminated, truncated, info = self._worlds[w].step(
+                        self.agent.codec.decode(actions[w])
+                    )
+                except WorldFailed as error:
+                    begin(w, self._again(episode, error))
+                    continue
+                screen[w] = frame
+                episode.frames.append(frame)
+                episode.actions.append(actions[w])
+                episode.positions.append(_position(info))
+                episode.rewards.append(float(reward))
+                episode.log_probs.append(float(log_probs[w]))
+                if terminated or truncated:
+                    yield self._finish(episode, info, terminated, truncated)
+                    begin(w, fresh())
+
+    def _choose(
+        self, frames: torch.Tensor, uniform: torch.Tensor, cache: Any
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Classes `(B, heads)` and their joint log-probabilities `(B,)` for frames `(B, H, W, 3)` and noise `(B, heads)` in [0, 1)."""
+        if self.temperature == 0:
+            log_probs = self.agent.step(frames, cache)
+            actions = log_probs.argmax(-1)
+        else:
+            log_probs = self.agent.step(frames, cache, self.temperature)
+            # Inverse of the cumulative distribution. Float64, so that the sum cannot end below the noise at a class that has no probability.
+            cumulative = log_probs.double().exp().cumsum(-1)
+            threshold = uniform.double() * cumulative[..., -1]
+            actions = (cumulative <= threshold[..., None]).sum(-1)
+        return actions.to(torch.uint8).cpu().numpy(), gather_log_prob(log_probs, actions).float().cpu().numpy()
+
+    def _new(self, episode: int, seed: int, attempts: int = 0) -> _Episode:
+        return _Episode(
+            episode, seed, np.random.default_rng(np.random.SeedSequence([self.seed, episode])), attempts=attempts
+        )
+
+    def _again(self, episode: _Episode, error: WorldFailed) -> _Episode:
+        self.failures += 1
+        if episode.attempts + 1 >= MAX_ATTEMPTS:
+            raise WorldFailed(
+                f"a world died {MAX_ATTEMPTS} times over episode {episode.id} (seed {episode.seed}); last: {error}"
+            ) from error
+        _log.warning(
+            "a world died in episode %d after %d steps (%s); the episode is thrown away and played again",
+            episode.id,
+            len(episode.actions),
+            error,
+        )
+        return self._new(episode.id, episode.seed, episode.attempts + 1)
+
+    def _finish(self, episode: _Episode, info: dict[str, Any], terminated: bool, truncated: bool) -> Trajectory:
+        return Trajectory(
+            frames=np.stack(episode.frames),
+            actions=np.stack(episode.actions),
+            id=episode.id,
+            seed=episode.seed,
+            outcome=str(info.get("outcome", "")),
+            reason=str(info.get("reason", "")),
+            player=self.player,
+            positions=np.stack(episode.positions),
+            rewards=np.array(episode.rewards, np.float32),
+            log_probs=np.array(episode.log_probs, np.float32),
+            terminated=bool(terminated),
+            truncated=bool(truncated),
+        )
+
+
+def _position(info: dict[str, Any]) -> NDArray[np.float32]:
+    return np.array(info.get("position", (0.0, 0.0, 0.0)), np.float32)

@@ -1,0 +1,86 @@
+"""Scripted players recorded to trajectories: the gameplay that stands in for people's."""
+
+from __future__ import annotations
+
+import atexit
+from typing import Any
+
+import numpy as np
+
+from lit_align.data.trajectory import Trajectory
+from lit_align.envs import WorldFailed
+from lit_align.envs.gym import make
+from lit_align.envs.jumppads.players import make_player
+from lit_align.errors import UserError
+from lit_align.spaces import ActionCodec
+
+_MAX_ATTEMPTS = 5
+
+
+class ScriptedPlay:
+    """Plays single episodes in one world.
+
+    Args:
+        mixture: Kinds of players and how often each plays.
+        targets: What players head for, in turn by episode id; None lets each choose.
+        env: Gymnasium id of the world.
+        env_args: Arguments that it is made with.
+        seed: The run's seed.
+    """
+
+    def __init__(
+        self, mixture: dict[str, float], targets: list[str] | None, env: str, env_args: dict[str, Any], seed: int
+    ) -> None:
+        weights = np.array(list(mixture.values()), float)
+        if not len(weights) or (weights < 0).any() or weights.sum() <= 0:
+            raise UserError(f"players is {mixture}; expected kinds with weights of 0 or more, not all 0")
+        self.kinds, self.weights = list(mixture), weights / weights.sum()
+        self.targets, self.seed, self.env = targets, seed, env
+        self.world = make(env, **env_args)
+        self.codec = ActionCodec(self.world.action_space)
+        self.failures = 0
+        atexit.register(self.world.close)
+
+    def play(self, episode: int, seed: int) -> Trajectory:
+        """One episode; if the world dies it is thrown away and played again.
+
+        Raises:
+            WorldFailed: The world died again and again.
+            UserError: The player chose an action that the space does not hold.
+        """
+        for _ in range(_MAX_ATTEMPTS - 1):
+            try:
+                return self._play(episode, seed)
+            except WorldFailed:
+                self.failures += 1
+        return self._play(episode, seed)
+
+    def _play(self, episode: int, seed: int) -> Trajectory:
+        rng = np.random.default_rng(np.random.SeedSequence([self.seed, episode]))
+        kind = str(rng.choice(self.kinds, p=self.weights))
+        target = self.targets[episode % len(self.targets)] if self.targets else None
+        frame, info = self.world.reset(seed=seed)
+        player = make_player(kind, int(rng.integers(2**31)), self.world, target=target)
+        frames, actions, positions, rewards = [frame], [], [info["position"]], []
+        terminated = truncated = False
+        while not (terminated or truncated):
+            # What is recorded is what is played: the action is cut into classes first.
+            classes = self.codec.encode(player.act(frame, info))
+            frame, reward, terminated, truncated, info = self.world.step(self.codec.decode(classes))
+            frames.append(frame)
+            actions.append(classes)
+            positions.append(info["position"])
+            rewards.append(float(reward))
+        return Trajectory(
+            frames=np.stack(frames),
+            actions=np.stack(actions),
+            id=episode,
+            seed=seed,
+            outcome=info["outcome"],
+            reason=info["reason"],
+            player=kind,
+            positions=np.stack(positions).astype(np.float32),
+            rewards=np.array(rewards, np.float32),
+            terminated=terminated,
+            truncated=truncated,
+        )

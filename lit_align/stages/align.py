@@ -1,0 +1,247 @@
+"""Alignment: online policy gradient on the learned reward, near a reference policy (paper, section 3.5).
+
+The reward of an episode is undiscounted and shared by all its actions; the baseline is the mean over the iteration's episodes. One pass over one
+minibatch without clipping is the paper's REINFORCE; more passes reuse the rollouts under PPO's ratio clipping (Schulman et al. 2017,
+arXiv 1707.06347). KL to the frozen reference is exact, because the action heads are independent.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from lit_align.data.modules import Batch
+from lit_align.data.trajectory import Trajectory
+from lit_align.errors import UserError
+from lit_align.models.agent import Agent, entropy, gather_log_prob, kl_divergence
+from lit_align.models.reward import RewardModel
+from lit_align.rollout.buffer import Rollout, in_batches, pad
+from lit_align.rollout.callback import tensor_sum
+from lit_align.stages.base import Stage, need_folder, step_mask
+from lit_align.stages.optim import OptimizerConfig
+
+
+class Align(Stage):
+    """Policy gradient with a batch baseline, ratio clipping and an exact KL penalty.
+
+    Args:
+        reward_model: Folder of the reward model.
+        reference: Folder of the frozen reference policy; None takes `init_from`.
+        temperature: Sampling temperature of the policy that plays and is trained.
+        clip: Ratios are clipped to [1 - clip, 1 + clip]; None for no clipping.
+        kl: Coefficient of KL(policy || reference), in nats a step.
+        entropy: Coefficient of an entropy bonus, in nats a step.
+        max_kl: Stop when an iteration's mean KL (nats a step) is above this; None for no budget.
+        scale_advantages: Divide advantages by their standard deviation over the iteration.
+        optimizer: Optimiser and schedule.
+        init_from: Folder of the agent to align.
+        random_init: Take its architecture only.
+    """
+
+    name = "align"
+
+    def __init__(
+        self,
+        reward_model: str,
+        reference: str | None = None,
+        temperature: float = 1.0,
+        clip: float | None = 0.2,
+        kl: float = 0.02,
+        entropy: float = 0.0,
+        max_kl: float | None = None,
+        scale_advantages: bool = False,
+        optimizer: OptimizerConfig | None = None,
+        init_from: str | None = None,
+        random_init: bool = False,
+    ) -> None:
+        super().__init__(need_folder(init_from, "alignment"), random_init, optimizer)
+        if temperature <= 0 or (clip is not None and clip <= 0):
+            raise UserError(f"model.temperature is {temperature} and model.clip {clip}; expected more than 0")
+        self.reward_folder, self.reference_folder = reward_model, reference
+        self.temperature, self.clip, self.kl, self.entropy, self.max_kl = temperature, clip, kl, entropy, max_kl
+        self.scale_advantages = scale_advantages
+        self.agent: Agent | None = None
+        # Frozen networks stay out of the module's parameters: not in checkpoints, not in the optimizer, not wrapped by a strategy.
+        self._frozen: dict[str, Any] = {}
+        self.env_steps = 0
+        self._spent = 0.0
+        self._counts = (1.0, 1.0)
+        names = ("kl", "entropy", "clip_fraction", "log_prob_gap")
+        self.means = torch.nn.ModuleDict({name: MeanMetric() for name in names})
+
+    @property
+    def model(self) -> Agent:
+        """The agent."""
+        assert self.agent is not None, "the agent is built by configure_model"
+        return self.agent
+
+    def configure_model(self) -> None:
+        """Loads the agent, the reference and the reward model, and checks that they fit the world."""
+        if self.agent is not None:
+            return
+        assert self.init_from is not None
+        data = self.data()
+        agent = Agent.load(self.init_from, random_init=self.random_init)
+        reward = RewardModel.load(self.reward_folder)
+        if agent.codec != data.codec:
+            raise UserError(f"the agent of '{self.init_from}' acts on {agent.codec}; {data.env} takes {data.codec}")
+        for what, size in (("agent", agent.config.image_size), ("reward model", reward.config.image_size)):
+            if size != data.image_size:
+                raise UserError(
+                    f"the {what} sees {size} pixels, {data.env} shows {data.image_size}; set --data.env_args size={size} or retrain"
+                )
+        self._parent = agent.info
+        self.agent = agent.to(memory_format=torch.channels_last)
+        reference = Agent.load(self.reference_folder or self.init_from)
+        self._frozen = {"reference": reference, "reward": reward}
+        for network in (reference, reward):
+            network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+    def on_fit_start(self) -> None:
+        """Moves the frozen networks to the device."""
+        for network in self._frozen.values():
+            network.to(self.device)
+
+    on_validation_start = on_fit_start
+
+    @torch.no_grad()
+    def rewards_of(self, trajectories: list[Trajectory]) -> Tensor:
+        """Normalised rewards of whole episodes `(n,)`, float32, on the CPU."""
+        reward: RewardModel = self._frozen["reward"]
+
+        def run(part: list[Trajectory]) -> list[Tensor]:
+            frames, lengths = pad(part, last=True)
+            return list(reward.normalise(reward(frames.to(self.device), lengths.to(self.device))).mean(1).cpu())
+
+        return torch.stack(in_batches(trajectories, 16, run))
+
+    @torch.no_grad()
+    def judge(self, trajectories: list[Trajectory]) -> list[Rollout]:
+        """Advantages (reward minus the mean over all processes' episodes) and the reference's log-probabilities."""
+        rewards = self.rewards_of(trajectories)
+        steps = sum(len(t) for t in trajectories)
+        sums = torch.tensor(
+            [rewards.sum(), rewards.square().sum(), len(rewards), steps], dtype=torch.float64, device=self.device
+        )
+        total, squares, count, all_steps = tensor_sum(self.trainer, sums).tolist()
+        mean = total / count
+        std = max(squares / count - mean**2, 0.0) ** 0.5
+        advantages = (rewards - mean) / (std + 1e-6 if self.scale_advantages else 1.0)
+        self._counts = (all_steps, count)
+        self._reward = (mean, std)
+        self.env_steps += int(all_steps)
+        reference: Agent = self._frozen["reference"]
+
+        def run(part: list[Trajectory]) -> list[Tensor]:
+            frames, lengths = pad(part)
+            log_probs = reference(frames.to(self.device), self.temperature).cpu()
+            return [row[:n].clone() for row, n in zip(log_probs, lengths, strict=True)]
+
+        references = in_batches(trajectories, 16, run)
+        return [Rollout(t, float(a), r) for t, a, r in zip(trajectories, advantages, references, strict=True)]
+
+    def report(self, trajectories: list[Trajectory], seconds: float, failures: int) -> None:
+        """Logs the iteration's play: learned reward, true outcomes, speed."""
+        outcomes = (
+            sorted({t.outcome for t in trajectories} | {"left", "middle", "right", "none"})
+            if self._is_island()
+            else sorted({t.outcome for t in trajectories})
+        )
+        counts = torch.tensor(
+            [sum(t.outcome == o for t in trajectories) for o in outcomes], dtype=torch.float64, device=self.device
+        )
+        counts = tensor_sum(self.trainer, counts) if self._is_island() else counts
+        rates = (counts / counts.sum()).tolist()
+        values = {"reward/mean": self._reward[0], "reward/std": self._reward[1], "env_steps": float(self.env_steps)}
+        values |= {f"outcome/{o}": r for o, r in zip(outcomes, rates, strict=True)}
+        values |= {
+            "rollout/env_steps_per_s": self._counts[0] / seconds,
+            "rollout/episode_steps": self._counts[0] / self._counts[1],
+        }
+        values["rollout/failures"] = float(failures)
+        self._play = values
+
+    def _is_island(self) -> bool:
+        return "Jumppads" in self.data().env
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The clipped surrogate over the minibatch, per env step of the iteration."""
+        data = self.data()
+        log_probs = self.model(batch["frames"], self.temperature)
+        mask = step_mask(batch["lengths"], log_probs.shape[1])
+        change = (gather_log_prob(log_probs, batch["actions"]) - batch["log_probs"]) * mask
+        ratio = change.exp()
+        advantages = batch["advantages"][:, None]
+        surrogate = ratio * advantages
+        if self.clip is not None:
+            surrogate = torch.minimum(surrogate, ratio.clamp(1 - self.clip, 1 + self.clip) * advantages)
+        kl, bonus = kl_divergence(log_probs, batch["reference"]), entropy(log_probs)
+        # Every minibatch is divided by the iteration's mean number of steps in one, so that each env step weighs the same on every process.
+        steps = self._counts[0] / (data.minibatches * self.trainer.world_size)
+        loss: Tensor = (mask * (self.kl * kl - surrogate - self.entropy * bonus)).sum() / steps
+        with torch.no_grad():
+            count = mask.sum()
+            self.means["kl"].update((kl * mask).sum() / count, count)
+            self.means["entropy"].update((bonus * mask).sum() / count, count)
+            clipped = torch.zeros_like(mask) if self.clip is None else (ratio - 1).abs() > self.clip
+            self.means["clip_fraction"].update((clipped & mask).sum() / count, count)
+            if batch_idx == 0:
+                # Before the first update the trainer must find the log-probabilities that the sampler recorded.
+                self.means["log_prob_gap"].update(change.abs().max())
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Logs the iteration, and stops the run when the KL budget is spent."""
+        values = {f"policy/{name}": metric.compute() for name, metric in self.means.items()}
+        for metric in self.means.values():
+            metric.reset()
+        self.log_dict({**self._play, **values, "iteration": float(self.trainer.current_epoch)}, rank_zero_only=False)
+        if self.max_kl is not None and float(values["policy/kl"]) > self.max_kl:
+            self.trainer.should_stop = True
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Plays the validation episodes and logs outcomes and reward."""
+        from lit_align.rollout.callback import RolloutCallback
+
+        callback = next(c for c in self.trainer.callbacks if isinstance(c, RolloutCallback))  # type: ignore[attr-defined]
+        start = time.perf_counter()
+        played = list(callback.sampler(self.trainer, self).play([(int(i), int(s)) for i, s in batch["episodes"]]))
+        for outcome in sorted({t.outcome for t in played}):
+            self.log(
+                f"val/{outcome}",
+                sum(t.outcome == outcome for t in played) / len(played),
+                batch_size=len(played),
+                sync_dist=True,
+            )
+        self.log("val/reward", self.rewards_of(played).mean(), batch_size=len(played), sync_dist=True, prog_bar=True)
+        self._spent = time.perf_counter() - start
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """The same with the seeds of the final evaluation."""
+        self.validation_step(batch, batch_idx)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the counters."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["lit_align"]["env_steps"] = self.env_steps
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on counting."""
+        super().on_load_checkpoint(checkpoint)
+        self.env_steps = checkpoint["lit_align"]["env_steps"]
+
+    def export(self, folder: str | Path) -> None:
+        """Writes `agent/`."""
+        facts = {
+            "env_steps": self.env_steps,
+            "env": self.data().env,
+            "reward_model": Path(self.reward_folder).parent.name,
+            "temperature": self.temperature,
+        }
+        self.model.info = {**self.lineage(self._parent), **facts}
+        self.model.save(Path(folder) / "agent")
