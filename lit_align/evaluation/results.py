@@ -1,0 +1,232 @@
+"""`results.json`: building, reading, merging and checking the numbers that are shown to people."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+from lit_align.errors import UserError
+from lit_align.evaluation.intervals import wilson
+
+SCHEMA = 1
+
+
+class Rate(TypedDict):
+    """A share of the episodes with its Wilson 95 % interval, all in [0, 1]."""
+
+    value: float
+    low: float
+    high: float
+
+
+class AgentResult(TypedDict):
+    """What one agent did, and how it was made."""
+
+    episodes: int
+    seed: int
+    temperature: float
+    outcomes: dict[str, int]
+    rates: dict[str, Rate]
+    reasons: dict[str, int]
+    train_frames: int | None
+    train_seconds: float | None
+    parameters: int | None
+    episode_seeds: NotRequired[list[int]]
+    mean_steps: NotRequired[float]
+    blank: NotRequired[bool]
+    worlds_failed: NotRequired[int]
+
+
+class RewardAccuracy(TypedDict):
+    """A reward model's accuracy on held-out pairs without ties, in [0, 1], and the number of those pairs."""
+
+    accuracy: float
+    pairs: int
+
+
+class Results(TypedDict):
+    """The whole file. `reward_models` is target -> start (`agent`, `random`) -> number of comparisons -> accuracy."""
+
+    schema: int
+    environment: str
+    agents: dict[str, AgentResult]
+    reward_models: dict[str, dict[str, dict[str, RewardAccuracy]]]
+    ablations: NotRequired[dict[str, Any]]
+
+
+class ResultsError(UserError, ValueError):
+    """A results file that cannot be what it says it is."""
+
+
+def agent_result(
+    outcomes: Mapping[str, int],
+    *,
+    seed: int,
+    temperature: float = 1.0,
+    reasons: Mapping[str, int] | None = None,
+    train_frames: int | None = None,
+    train_seconds: float | None = None,
+    parameters: int | None = None,
+    **extra: Any,
+) -> AgentResult:
+    """Return one agent's entry, its rates and intervals computed from the counts.
+
+    Args:
+        outcomes: `{outcome: episodes}`.
+        seed: The seed that the episodes' seeds were drawn with.
+        temperature: The temperature that actions were sampled at.
+        reasons: `{reason: episodes}`.
+        train_frames: Frames it learned from, all its stages together.
+        train_seconds: Seconds of learning, all its stages together.
+        parameters: Parameters of the agent.
+        extra: The optional fields of `AgentResult`.
+    """
+    total = sum(outcomes.values())
+    rates = {name: Rate(**wilson(n, total)._asdict()) for name, n in outcomes.items()}
+    result: dict[str, Any] = {
+        "episodes": total,
+        "seed": seed,
+        "temperature": temperature,
+        "outcomes": dict(outcomes),
+        "rates": rates,
+        "reasons": dict(reasons or {}),
+        "train_frames": train_frames,
+        "train_seconds": train_seconds,
+        "parameters": parameters,
+    }
+    return AgentResult(**{**result, **extra})  # type: ignore[typeddict-item]
+
+
+def build(
+    environment: str,
+    agents: Mapping[str, AgentResult] | None = None,
+    reward_models: Mapping[str, Any] | None = None,
+    ablations: Mapping[str, Any] | None = None,
+) -> Results:
+    """Return a checked results mapping."""
+    results: dict[str, Any] = {
+        "schema": SCHEMA,
+        "environment": environment,
+        "agents": dict(agents or {}),
+        "reward_models": dict(reward_models or {}),
+    }
+    if ablations:
+        results["ablations"] = dict(ablations)
+    return validate(results, "results")
+
+
+def merge(parts: Iterable[Results]) -> Results:
+    """Return one results mapping out of several; the same name twice must mean the same numbers."""
+    merged: Results | None = None
+    for part in parts:
+        if merged is None:
+            merged = json.loads(json.dumps(part))
+            merged.setdefault("reward_models", {})
+            continue
+        if part["environment"] != merged["environment"]:
+            raise ResultsError(
+                f"found results of {part['environment']!r} and of {merged['environment']!r}; "
+                "expected one environment. Merge them into two files."
+            )
+        _merge_into(merged["agents"], part["agents"], "agents", depth=1)
+        _merge_into(merged["reward_models"], part.get("reward_models", {}), "reward_models", depth=3)
+        if part.get("ablations"):
+            _merge_into(merged.setdefault("ablations", {}), part["ablations"], "ablations", depth=1)
+    if merged is None:
+        raise ResultsError("found no results to merge; expected at least one")
+    return validate(merged, "merged results")
+
+
+def _merge_into(into: Any, part: Mapping[str, Any], where: str, depth: int) -> None:
+    for name, value in part.items():
+        if name not in into:
+            into[name] = value
+        elif depth > 1:
+            _merge_into(into[name], value, f"{where}.{name}", depth - 1)
+        elif into[name] != value:
+            raise ResultsError(f"{where}.{name} was found twice with different values; give one of them another name")
+
+
+def write(results: Results, path: str | os.PathLike[str]) -> None:
+    """Check the results and write them as JSON, whole or not at all."""
+    text = json.dumps(validate(dict(results), "results"), indent=2)
+    # Lists of seeds on one line: a file that people open.
+    text = re.sub(r"\[\s+([-\d.,\s]+?)\s+\]", lambda m: "[" + re.sub(r"\s+", " ", m.group(1)) + "]", text)
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".part")
+    partial.write_text(text + "\n")
+    os.replace(partial, target)
+
+
+def read(path: str | os.PathLike[str]) -> Results:
+    """Read and check a results file."""
+    try:
+        found = json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise ResultsError(f"found no file {path}; expected the JSON of `lit-align evaluate --json`") from None
+    except json.JSONDecodeError as error:
+        raise ResultsError(f"{path} is not whole JSON ({error}); write it again with `lit-align evaluate`") from None
+    return validate(found, str(path))
+
+
+def validate(found: Any, where: str = "results") -> Results:
+    """Return `found` as `Results`, or raise one error that lists everything that is wrong with it."""
+    if not isinstance(found, Mapping):
+        raise ResultsError(f"{where}: found {type(found).__name__}, expected a mapping")
+    wrong: list[str] = []
+    if found.get("schema") != SCHEMA:
+        wrong.append(f"schema is {found.get('schema')!r}, expected {SCHEMA}")
+    if not isinstance(found.get("environment"), str):
+        wrong.append(f"environment is {found.get('environment')!r}, expected a name such as 'LitAlign/Jumppads-v0'")
+    agents = found.get("agents")
+    if not isinstance(agents, Mapping):
+        wrong.append(f"agents is {type(agents).__name__}, expected a mapping of names")
+    else:
+        wrong += [message for name, entry in agents.items() for message in _agent_faults(name, entry)]
+    wrong += _reward_faults(found.get("reward_models", {}))
+    if wrong:
+        raise ResultsError(f"{where}: " + "; ".join(wrong))
+    return found  # type: ignore[return-value]
+
+
+def _agent_faults(name: str, entry: Any) -> list[str]:
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("outcomes"), Mapping):
+        return [f"agents.{name} has no outcomes"]
+    counts = entry["outcomes"]
+    if any(not isinstance(n, int) or n < 0 for n in counts.values()):
+        return [f"agents.{name}.outcomes is {dict(counts)}, expected whole numbers of episodes"]
+    faults: list[str] = []
+    total = sum(counts.values())
+    if entry.get("episodes") != total:
+        faults.append(f"agents.{name}.episodes is {entry.get('episodes')!r}, but its outcomes add up to {total}")
+    rates = entry.get("rates")
+    if not isinstance(rates, Mapping) or set(rates) != set(counts):
+        return [*faults, f"agents.{name}.rates does not name the outcomes {sorted(counts)}"]
+    for outcome, n in counts.items():
+        value = rates[outcome].get("value") if isinstance(rates[outcome], Mapping) else None
+        # Half a percent: files that people typed with two digits are fine, wrong ones are not.
+        if not isinstance(value, int | float) or not math.isclose(value, n / max(1, total), abs_tol=0.0051):
+            faults.append(f"agents.{name}.rates.{outcome} is {value!r}, but {n} of {total} is {n / max(1, total):.3f}")
+    return faults
+
+
+def _reward_faults(models: Any) -> list[str]:
+    if not isinstance(models, Mapping):
+        return [f"reward_models is {type(models).__name__}, expected a mapping of targets"]
+    faults: list[str] = []
+    for target, starts in models.items():
+        for start, sizes in starts.items():
+            for size, entry in sizes.items():
+                accuracy = entry.get("accuracy") if isinstance(entry, Mapping) else None
+                here = f"reward_models.{target}.{start}.{size}"
+                if not str(size).isdigit():
+                    faults.append(f"{here}: {size!r} is not a number of comparisons")
+                if not isinstance(accuracy, int | float) or not 0 <= accuracy <= 1:
+                    faults.append(f"{here}.accuracy is {accuracy!r}, expected a number in [0, 1]")
+    return faults
