@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
@@ -35,15 +37,28 @@ class Parser(OneLineErrors, ArgumentParser):
 def function_parser(prog: str, run: Any) -> Parser:
     """Returns a parser whose options are the parameters of `run` and whose help is its docstring."""
     summary = (run.__doc__ or "").strip().split("\n\n")[0]
-    parser = Parser(prog=prog, description=summary, parser_mode=PARSER_MODE)
+    parser = Parser(prog=prog, description=summary, parser_mode=PARSER_MODE, allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile, help="a YAML file with the options; later ones win")
     parser.add_function_arguments(run, fail_untyped=False)
     return parser
 
 
 def known_keys(parser: Any) -> list[str]:
-    """Returns the dotted names of all options of a parser."""
-    return [action.dest for action in parser._actions if action.dest not in ("help", "print_config", "==SUPPRESS==")]
+    """Returns the dotted names of all options of a parser, the fields of dataclasses that may be None included."""
+    names: list[str] = []
+    for action in parser._actions:
+        if action.dest not in ("help", "print_config", "==SUPPRESS=="):
+            names += [action.dest, *_fields(action.dest, getattr(action, "_typehint", None))]
+    return names
+
+
+def _fields(above: str, hint: Any) -> Iterator[str]:
+    for part in (hint, *get_args(hint)):
+        if isinstance(part, type) and is_dataclass(part):
+            types = get_type_hints(part)
+            for field in fields(part):
+                yield f"{above}.{field.name}"
+                yield from _fields(f"{above}.{field.name}", types[field.name])
 
 
 def explain(message: str, known: Iterable[str]) -> str:
@@ -102,15 +117,17 @@ def _unknown(content: dict[str, Any], known: list[str], above: str = "") -> Iter
         if any(option.startswith(f"{name}.") for option in known):
             if isinstance(value, dict):
                 yield from _unknown(value, known, f"{name}.")
-        elif name not in known:
+        elif name not in known and key not in ("class_path", "init_args"):
             yield name
 
 
 def _suggest(key: str, known: list[str], dashes: str = "") -> str:
-    """The nearest option; by its last part too, because people forget the `data.` in front."""
-    hint = did_you_mean(key, known)
-    if not hint:
-        ends = {option.rsplit(".", 1)[-1]: option for option in known}
-        last = did_you_mean(key.rsplit(".", 1)[-1], ends)
-        hint = f"; did you mean {ends[last.split()[-1].rstrip('?')]}?" if last else ""
+    """The nearest option: in the same group if the key names one, else by its last part, as people forget the `data.`."""
+    group, _, last = key.rpartition(".")
+    if group:
+        hint = did_you_mean(key, [option for option in known if option.rpartition(".")[0] == group])
+    elif not (hint := did_you_mean(key, known)):
+        ends = {option.rpartition(".")[2]: option for option in known}
+        near = difflib.get_close_matches(last, ends, n=1, cutoff=0.7)
+        hint = f"; did you mean {ends[near[0]]}?" if near else ""
     return hint.replace("did you mean ", f"did you mean {dashes}")

@@ -90,7 +90,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         path = self.path / "log.txt"
         try:
-            if path.is_file() and os.path.sameopenfile(sys.stdout.fileno(), os.open(path, os.O_RDONLY)):
+            if path.is_file() and os.path.samestat(path.stat(), os.fstat(sys.stdout.fileno())):
                 return None
         except (OSError, ValueError):  # stdout without a file behind it, as under a test runner
             pass

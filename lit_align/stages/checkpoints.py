@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_align.stages.metrics_csv import MetricsCSV
 
-KEY = "lit_align"
+KEY = "lit_align_run"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -54,10 +55,15 @@ class RunState(Callback):
 
     After a resume it also sees to it that a learning rate (or weight decay, ...) that was changed on the command line
     counts, where the optimizer's own state would bring back the old one.
+
+    Args:
+        on_begin: called when all is set up and training begins.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_begin: Callable[[], None] = lambda: None) -> None:
+        self.on_begin = on_begin
         self.seconds_before = 0.0
+        self.training = False
         self._began = time.monotonic()
         self._configured: list[dict[str, Any]] = []
         self._loaded: dict[str, Any] | None = None
@@ -83,6 +89,8 @@ class RunState(Callback):
         self._loaded = checkpoint.get(KEY)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self.training = True
+        self.on_begin()
         if self._loaded is None:
             return
         self.seconds_before = self._loaded["seconds"]
