@@ -2,7 +2,7 @@
 
 In the engine's map units, x to the east and y to the north; the player is 32 wide and 56 tall. The island is a round
 meadow with a beach. The player starts in a paved yard in the south; three identical jumppads wait in the north, all
-about 2650 units away. Nothing stands on the straight lines from the yard to the pads: a walk fails by what the walker
+about 2750 units away. Nothing stands on the straight lines from the yard to the pads: a walk fails by what the walker
 does, not for want of a way.
 """
 
@@ -16,7 +16,7 @@ Point = tuple[float, float]
 SHORE = 2150.0
 MEADOW = 1950.0
 SEA_FLOOR = -72
-SPAWN: Point = (0.0, -1500.0)
+SPAWN: Point = (0.0, -1600.0)
 SPAWN_RADIUS = 140.0
 SPAWN_HEADING_SPREAD = 60.0  # degrees to either side of north
 PAD_RADIUS = 120.0
