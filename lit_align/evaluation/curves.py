@@ -174,7 +174,8 @@ def smooth(values: NDArray[np.float64], share: float = 0.04) -> NDArray[np.float
     total = np.concatenate([[0.0], np.cumsum(values)])
     low = np.maximum(0, np.arange(len(values)) - half)
     high = np.minimum(len(values), np.arange(len(values)) + half + 1)
-    return (total[high] - total[low]) / (high - low)
+    mean: NDArray[np.float64] = (total[high] - total[low]) / (high - low)
+    return mean
 
 
 def _short(number: float, _: object = None) -> str:

@@ -15,11 +15,34 @@ from numpy.typing import NDArray
 class Ended(Protocol):
     """What is read of a trajectory."""
 
+    @property
+    def id(self) -> int: ...  # noqa: D102
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+    @property
+    def outcome(self) -> str: ...  # noqa: D102
+    @property
+    def reason(self) -> str: ...  # noqa: D102
+    @property
+    def positions(self) -> NDArray[np.float32]: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Slim:
+    """A trajectory without its frames and actions."""
+
     id: int
     seed: int
     outcome: str
     reason: str
     positions: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, trajectory: Ended) -> Slim:
+        """Leave the frames behind."""
+        return cls(
+            trajectory.id, trajectory.seed, trajectory.outcome or "none", trajectory.reason, trajectory.positions.copy()
+        )
 
 
 @dataclass

@@ -22,7 +22,8 @@ class Interval(NamedTuple):
 def wilson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
     """Return the Wilson score interval of `successes` out of `trials`.
 
-    Unlike the textbook interval it stays inside [0, 1] and has a width at 0 and at 100 percent, where aligned agents live.
+    Unlike the textbook interval it stays inside [0, 1], and has a width at 0 and at 100 percent, where aligned agents
+    live.
 
     Args:
         successes: How often it happened.

@@ -18,7 +18,7 @@ REASON_BYTES = 64
 class OutcomeMetric(Metric):
     """Counts outcomes and the finer reasons; the counts of all ranks add up.
 
-    Outcomes are a fixed list, reasons are whatever the environment says: they are carried between ranks as text in bytes.
+    Outcomes are a fixed list, reasons whatever the environment says: they are carried between ranks as text in bytes.
 
     Args:
         outcomes: The names an episode may end with.

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch
+from matplotlib.patches import FancyArrowPatch, PathPatch
 from matplotlib.path import Path as Bezier
 
 from lit_align.evaluation import style
@@ -128,15 +128,15 @@ def _arrow(fig: Figure, column: int, from_top: float, to_top: float, theme: styl
     start, end = (_left(column - 1) + CARD + 0.06) / wide, (_left(column) - 0.05) / wide
     above, below, half = (from_top - centre) / high, (to_top - centre) / high, (start + end) / 2
     # A curve that leaves and arrives level; a straight line when both cards are in one lane.
-    path = Bezier(
-        [(start, above), (half, above), (half, below), (end, below)],
+    bend = Bezier(
+        [(start, above), (half, above), (half, below), (end - 0.08 / wide, below)],
         [Bezier.MOVETO, Bezier.CURVE4, Bezier.CURVE4, Bezier.CURVE4],
     )
-    arrow = FancyArrowPatch(
-        path=path, transform=fig.transFigure, arrowstyle="-|>", mutation_scale=13, color=theme.muted, lw=1.6
+    fig.add_artist(PathPatch(bend, transform=fig.transFigure, fill=False, ec=theme.muted, lw=1.6))
+    tip = {"arrowstyle": "-|>", "mutation_scale": 13, "color": theme.muted, "lw": 1.6, "shrinkA": 0, "shrinkB": 0}
+    fig.add_artist(
+        FancyArrowPatch((end - 0.09 / wide, below), (end, below), transform=fig.transFigure, **tip)  # type: ignore[arg-type]
     )
-    arrow.set_fill(False)
-    fig.add_artist(arrow)
 
 
 def _map_card(fig: Figure, ax: Axes, story: Story, name: str, norm: LogNorm, theme: style.Theme) -> None:

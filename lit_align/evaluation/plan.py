@@ -72,7 +72,7 @@ def as_plan(found: Mapping[str, Any]) -> Plan:
     """Read a world's own plan, plain lists and numbers.
 
     Args:
-        found: `outline` [[x, y], ...]; optionally `meadow` likewise, `solids` and `sights` as lists of `{name, points}`,
+        found: `outline` [[x, y], ...]; optionally `meadow` likewise, `solids`, `sights` as lists of `{name, points}`,
             `trees` as [x, y, radius], `pads` as {name: [x, y, radius]}, `spawn` as [x, y, radius].
     """
     if "outline" not in found:

@@ -40,6 +40,7 @@ class AgentResult(TypedDict):
     mean_steps: NotRequired[float]
     blank: NotRequired[bool]
     worlds_failed: NotRequired[int]
+    env_steps: NotRequired[int | None]
 
 
 class RewardAccuracy(TypedDict):
@@ -59,7 +60,7 @@ class Results(TypedDict):
     ablations: NotRequired[dict[str, Any]]
 
 
-class ResultsError(UserError, ValueError):
+class ResultsError(UserError):
     """A results file that cannot be what it says it is."""
 
 
@@ -88,7 +89,7 @@ def agent_result(
     """
     total = sum(outcomes.values())
     rates = {name: Rate(**wilson(n, total)._asdict()) for name, n in outcomes.items()}
-    result: dict[str, Any] = {
+    result: Any = {
         "episodes": total,
         "seed": seed,
         "temperature": temperature,
@@ -99,7 +100,8 @@ def agent_result(
         "train_seconds": train_seconds,
         "parameters": parameters,
     }
-    return AgentResult(**{**result, **extra})  # type: ignore[typeddict-item]
+    entry: AgentResult = {**result, **extra}
+    return entry
 
 
 def build(

@@ -61,7 +61,7 @@ HEAT = LinearSegmentedColormap.from_list(
     ],
 )
 
-FONT = {"font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 11, "svg.fonttype": "none"}
+FONT: dict[Any, Any] = {"font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 11, "svg.fonttype": "none"}
 
 
 def figure(width: float, height: float, theme: Theme, dpi: int = 160) -> Figure:

@@ -6,11 +6,9 @@ import os
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import cast
 
 import av
 import numpy as np
-from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -32,7 +30,7 @@ def factor_for(height: int, wanted: int = 320) -> int:
 def write_mp4(path: str | os.PathLike[str], frames: Frames, fps: float, height: int = 320, crf: int = 18) -> Path:
     """Write an H.264 video that every browser plays (yuv420p, index first).
 
-    Small frames are made larger by a whole factor, so that their pixels stay sharp; odd sizes are padded by a repeated edge.
+    Small frames are made larger by a whole factor, so that pixels stay sharp; odd sizes are padded by a repeated edge.
 
     Args:
         path: The file; its folder is made. It appears whole or not at all.
@@ -50,7 +48,7 @@ def write_mp4(path: str | os.PathLike[str], frames: Frames, fps: float, height: 
     partial = target.with_name(target.name + ".part")
     with av.open(str(partial), "w", format="mp4", options={"movflags": "faststart"}) as container:
         options = {"crf": str(crf), "preset": "medium"}
-        stream = cast(VideoStream, container.add_stream("libx264", rate=_rate(fps), options=options))
+        stream = container.add_stream("libx264", rate=_rate(fps), options=options)
         stream.height, stream.width = size[0] + pad[0][1], size[1] + pad[1][1]
         stream.pix_fmt = "yuv420p"
         # Without these a player guesses the matrix and the colours shift. One thread: the same bytes every time.

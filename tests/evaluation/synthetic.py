@@ -30,7 +30,7 @@ MIX = {
     "rest_right": (11, 16, 58, 15),
     "align_right": (1, 1, 94, 4),
 }
-FAILURES = ("shadow-boxed", "fell into the water", "ran out of time", "strayed")
+FAILURES = ("shadow_boxing", "fell", "timeout", "strayed", "stuck")
 
 
 @dataclass
@@ -49,7 +49,7 @@ def route(rng: np.random.Generator, outcome: str, reason: str) -> np.ndarray:
     start = np.array(SPAWN) + rng.normal(0, 45, 2)
     if outcome in PADS:
         goal, steps = np.array(PADS[outcome]) + rng.normal(0, 30, 2), int(rng.integers(52, 72))
-    elif "water" in reason:
+    elif reason == "fell":
         angle = rng.uniform(0, 2 * np.pi)
         goal, steps = 2200 * np.array([np.cos(angle), np.sin(angle)]), int(rng.integers(30, 90))
     else:
@@ -68,8 +68,8 @@ def episodes(agent: str = "pretrain", count: int = 60, seed: int = 0) -> Episode
     rows = []
     for number in range(count):
         outcome = str(rng.choice(["left", "middle", "right", "none"], p=weights))
-        reason = "" if outcome != "none" else str(rng.choice(FAILURES, p=(0.25, 0.15, 0.4, 0.2)))
-        reason = reason or f"reached the {outcome} pad"
+        reason = "" if outcome != "none" else str(rng.choice(FAILURES, p=(0.25, 0.15, 0.3, 0.2, 0.1)))
+        reason = reason or "reached"
         rows.append(Episode(number, 1000 + number, outcome, reason, route(rng, outcome, reason)))
     return Episodes.of(rows)
 
@@ -130,13 +130,16 @@ def run_folder(root: Path, count: int = 60, videos: bool = True) -> Path:
         loss = 3 + 4 * np.exp(-step / 300) + rng.normal(0, 0.15, len(step))
         held = np.where(step % 200 == 0, loss + 0.1, np.nan)
         metrics(root / stage / "metrics.csv", {"step": step, "train/loss": loss, "val/loss": held})
+        said = {"stage": stage, "state": "finished", "seconds": 312.5, "versions": {"torch": "2.13.0"}}
+        (root / stage / "run.json").write_text(json.dumps(said))
     for target in ("left", "right"):
         n = np.arange(30.0)
+        proxy = 2 / (1 + np.exp(-(n - 9) / 4)) - 0.5
         rise = 1 / (1 + np.exp(-(n - 9) / 4)) + rng.normal(0, 0.02, 30)
         metrics(
             root / f"align_{target}" / "metrics.csv",
-            {"step": n * 4, "env_steps": n * 6000, "reward/mean": 2 * rise - 0.5, f"outcome/{target}": 0.3 + 0.65 * rise,
-             "kl": 0.4 * n / 30},
+            {"step": n * 4, "env_steps": n * 6000, "reward/mean": proxy, f"outcome/{target}": 0.3 + 0.65 * rise,
+             "policy/kl": 0.4 * n / 30},
         )  # fmt: skip
         models = {
             target: {

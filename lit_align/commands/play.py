@@ -1,0 +1,51 @@
+"""`lit-align play`: watch an agent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lit_align.errors import UserError
+
+
+def run(
+    agent: str,
+    out: str = "outputs/play",
+    env: str = "LitAlign/Jumppads-v0",
+    episodes: int = 3,
+    seed: int = 0,
+    temperature: float = 1.0,
+    env_args: dict[str, Any] | None = None,
+) -> None:
+    """Plays a few episodes with an agent and writes each as an MP4.
+
+    Args:
+        agent: Folder of the agent.
+        out: Folder for the videos.
+        env: Gymnasium id of the world.
+        episodes: Episodes to play.
+        seed: The run's seed; the same seed shows the same episodes.
+        temperature: Sampling temperature of the actions; 0 takes the likeliest.
+        env_args: Arguments that the world is made with; the frame size is the agent's by default.
+    """
+    if episodes < 1:
+        raise UserError(f"episodes is {episodes}; expected 1 or more")
+    from lit_align.commands.evaluate import _stage_of, _with_size
+    from lit_align.evaluation.footage import film
+    from lit_align.evaluation.match import Match
+    from lit_align.models.agent import Agent
+    from lit_align.rollout.sampler import Sampler
+    from lit_align.seeds import episode_seeds
+
+    player = Agent.load(agent)
+    args = _with_size(env, dict(env_args or {}), player.config.image_size)
+    match = Match(env, args, episodes, seed, temperature, min(4, episodes))
+    try:
+        sampler = Sampler(player, match.make_world, match.worlds, temperature, seed)
+    except ValueError as error:
+        raise UserError(f"agent '{_stage_of(Path(agent))}' does not fit the environment {env}: {error}") from error
+    with sampler:
+        played = list(sampler.play(enumerate(episode_seeds("play", seed, episodes))))
+    films = film(sorted(played, key=lambda one: one.id), out, match.fps(), player.codec, match.larger())
+    for one in films:
+        print(f"{Path(out) / one.file}  {one.outcome} ({one.reason}), {one.steps} steps")  # noqa: T201  what was asked

@@ -1,0 +1,161 @@
+"""Reading what a pipeline left in its folder, whole or in part."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lit_align.evaluation.curves import Columns, read_metrics
+from lit_align.evaluation.episodes import Episodes
+from lit_align.evaluation.footage import Film, read_index
+from lit_align.evaluation.plan import Plan, plan_of
+from lit_align.evaluation.results import Results, ResultsError, build, merge, read
+from lit_align.evaluation.style import agent_order
+
+EVALUATION = "eval_"
+# Where a stage or a command says how long it took; the first that is there counts.
+CLOCK_FILES = ("run.json", "stage.json", "done.json")
+
+
+@dataclass
+class Gathered:
+    """Everything a report is made of; what was not run is absent.
+
+    Attributes:
+        folder: The pipeline's folder.
+        results: All results files of the run in one.
+        episodes: agent -> its evaluation's episodes.
+        films: agent -> its videos.
+        film_folders: agent -> where they lie.
+        metrics: stage -> columns of its metrics.csv.
+        runs: stage -> what it says about itself: `seconds`, `state`, `versions`, ...
+        plan: The world from above.
+        notes: What could not be read, for people.
+    """
+
+    folder: Path
+    results: Results
+    episodes: dict[str, Episodes] = field(default_factory=dict)
+    films: dict[str, list[Film]] = field(default_factory=dict)
+    film_folders: dict[str, Path] = field(default_factory=dict)
+    metrics: dict[str, Columns] = field(default_factory=dict)
+    runs: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    plan: Plan | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def agents(self) -> list[str]:
+        """Names of the evaluated agents, in the order of the procedure."""
+        return sorted(self.results["agents"], key=agent_order)
+
+    @property
+    def targets(self) -> list[str]:
+        """What agents were aligned to, by what the run holds."""
+        names = [*self.results["agents"], *self.metrics]
+        found = {name.partition("_")[2] for name in names if name.startswith(("align_", "rest_", "prefer_"))}
+        outcomes = {outcome for entry in self.results["agents"].values() for outcome in entry["outcomes"]}
+        return sorted(found & outcomes if outcomes else found)
+
+    def title_of_task(self) -> str:
+        """Return the environment's name."""
+        return self.results["environment"]
+
+
+def gather(folder: Path) -> Gathered:
+    """Read a run folder; parts that are missing or damaged become notes and not errors."""
+    notes: list[str] = []
+    parts = list(_results(folder, notes))
+    environment = parts[0]["environment"] if parts else "an environment that nothing was evaluated in"
+    found = Gathered(folder, build(environment), notes=notes, plan=plan_of(environment))
+    for part in [_with_ablations(part) for part in parts]:
+        try:
+            found.results = merge([found.results, part])
+        except ResultsError as error:
+            notes.append(str(error))
+    _add_reward_models(folder, found)
+    for path in sorted(folder.glob(f"{EVALUATION}*")):
+        name = path.name.removeprefix(EVALUATION)
+        if (path / "episodes.npz").is_file():
+            try:
+                found.episodes[name] = Episodes.load(path / "episodes.npz")
+            except (ValueError, KeyError, OSError) as error:
+                notes.append(f"{path.name}/episodes.npz cannot be read ({error})")
+        films = read_index(path / "videos")
+        if films:
+            found.films[name], found.film_folders[name] = films, path / "videos"
+    for path in sorted(folder.glob("*/metrics.csv")):
+        found.metrics[path.parent.name] = read_metrics(path)
+    found.runs = _runs(folder)
+    return found
+
+
+def _results(folder: Path, notes: list[str]) -> Iterator[Results]:
+    """Yield the results file of every stage; the report's own is made anew."""
+    for path in sorted(folder.glob("*/results.json")):
+        if path.parent.name == "report":
+            continue
+        try:
+            yield read(path)
+        except ResultsError as error:
+            notes.append(str(error))
+
+
+def _with_ablations(part: Results) -> Results:
+    """Move controls, such as agents with blanked frames, to where they cannot be taken for a headline."""
+    controls = {name: entry for name, entry in part["agents"].items() if entry.get("blank")}
+    if not controls:
+        return part
+    headline = {name: entry for name, entry in part["agents"].items() if name not in controls}
+    kept = {**part.get("ablations", {}), **{_blank_name(name): entry for name, entry in controls.items()}}
+    return build(part["environment"], headline, part["reward_models"], kept)
+
+
+def _blank_name(name: str) -> str:
+    return name if "blank" in name else f"{name}_blank"
+
+
+def _add_reward_models(folder: Path, found: Gathered) -> None:
+    """Add the accuracy that every reward model carries in its own `config.json`."""
+    models = found.results["reward_models"]
+    for path in sorted(folder.glob("*/reward_model/config.json")):
+        try:
+            info = json.loads(path.read_text()).get("info", {})
+        except json.JSONDecodeError as error:
+            found.notes.append(f"{path} is not whole JSON ({error})")
+            continue
+        if not info.get("comparisons") or info.get("accuracy") is None:
+            continue
+        name = path.parent.parent.name
+        target = str(info.get("target") or name.removeprefix("reward_").split("_")[0])
+        entry = {"accuracy": float(info["accuracy"]), "pairs": int(info.get("pairs") or 0)}
+        sizes = models.setdefault(target, {}).setdefault(str(info.get("start", "agent")), {})
+        if sizes.setdefault(str(info["comparisons"]), entry) != entry:  # type: ignore[arg-type]
+            # The same target, start and number of comparisons once more: a variant.
+            found.results.setdefault("ablations", {})[name] = {"reward_model": entry, **info}
+
+
+def _runs(folder: Path) -> dict[str, Mapping[str, Any]]:
+    found: dict[str, Mapping[str, Any]] = {}
+    for stage in sorted(path for path in folder.iterdir() if path.is_dir()):
+        for name in CLOCK_FILES:
+            content = _mapping(stage / name)
+            if "seconds" in content:
+                found[stage.name] = content
+                break
+    # The pipeline's own clock, where there is one, saw each stage from outside.
+    stages = _mapping(folder / "pipeline.json").get("stages", {})
+    for name, content in stages.items() if isinstance(stages, Mapping) else ():
+        if isinstance(content, Mapping) and "seconds" in content:
+            found[name] = {**found.get(name, {}), **content}
+    return found
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):
+        return {}
+    return content if isinstance(content, dict) else {}

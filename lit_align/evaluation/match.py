@@ -1,0 +1,141 @@
+"""Playing an agent's evaluation episodes and counting how they end."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from lit_align.data.trajectory import Trajectory
+from lit_align.envs.gym import make
+from lit_align.errors import UserError
+from lit_align.evaluation.episodes import Episodes, Slim
+from lit_align.evaluation.footage import Picks, film
+from lit_align.evaluation.outcomes import OUTCOMES, OutcomeMetric
+from lit_align.evaluation.results import AgentResult, agent_result
+from lit_align.models.agent import Agent
+from lit_align.rollout.sampler import Sampler
+from lit_align.seeds import episode_seeds
+
+LARGER = {"render_mode": "rgb_array", "resolution": "320x240"}
+
+
+class Blanked(gymnasium.ObservationWrapper[Any, Any, Any]):
+    """Shows nothing but black: what an agent does without looking."""
+
+    def observation(self, observation: Any) -> Any:
+        """Return zeros like the observation, (H, W, 3) uint8."""
+        return np.zeros_like(observation)
+
+
+@dataclass
+class Match:
+    """How evaluation episodes are played.
+
+    Attributes:
+        env: Gymnasium id of the world.
+        env_args: Arguments that it is made with.
+        episodes: Episodes to play.
+        seed: The run's seed; the worlds' seeds are `episode_seeds("evaluation", seed, episodes)`.
+        temperature: Sampling temperature.
+        worlds: Worlds played in one batch.
+        blank: Whether the agent sees black frames only.
+        videos: Episodes filmed for each outcome.
+    """
+
+    env: str
+    env_args: dict[str, Any]
+    episodes: int
+    seed: int
+    temperature: float = 1.0
+    worlds: int = 16
+    blank: bool = False
+    videos: int = 3
+
+    def make_world(self, **extra: Any) -> gymnasium.Env[Any, Any]:
+        """Make one world."""
+        world = make(self.env, **{**self.env_args, **extra})
+        return Blanked(world) if self.blank else world
+
+    def fps(self) -> float:
+        """Return how many steps the world makes in a second."""
+        world = make(self.env, **self.env_args)
+        world.close()
+        return float(world.metadata.get("render_fps") or 10.0)
+
+    def larger(self) -> Callable[[], gymnasium.Env[Any, Any]] | None:
+        """Return a maker of worlds that render larger pictures; None where the world does not take such arguments."""
+        world = make(self.env, **self.env_args)
+        takes = set(inspect.signature(type(world.unwrapped).__init__).parameters)
+        world.close()
+        if not set(LARGER) <= takes:
+            return None
+        return lambda: make(self.env, **{**self.env_args, **LARGER})
+
+
+def play(
+    agent: Agent,
+    match: Match,
+    name: str,
+    out: Path | None = None,
+    on_episode: Callable[[Trajectory], None] | None = None,
+) -> AgentResult:
+    """Play the match and return the agent's entry of `results.json`.
+
+    Args:
+        agent: Who plays.
+        match: How.
+        name: The agent's name, said in errors.
+        out: Folder for `episodes.npz` and `videos/`; None keeps the numbers only.
+        on_episode: Called after each episode.
+
+    Raises:
+        UserError: The agent's frames or actions are not the world's.
+    """
+    if match.episodes < 1 or match.worlds < 1:
+        raise UserError(f"episodes is {match.episodes} and worlds {match.worlds}; expected 1 or more of each")
+    seeds = episode_seeds("evaluation", match.seed, match.episodes)
+    worlds = min(match.worlds, match.episodes)
+    try:
+        sampler = Sampler(agent, match.make_world, worlds, match.temperature, match.seed, player=name)
+    except ValueError as error:
+        raise UserError(f"agent '{name}' does not fit the environment {match.env}: {error}") from error
+    picks, ended = Picks(match.videos if out else 0), []
+    try:
+        for trajectory in sampler.play(enumerate(seeds)):
+            picks.see(trajectory)
+            ended.append(Slim.of(trajectory))
+            if on_episode is not None:
+                on_episode(trajectory)
+        failures = sampler.failures
+    finally:
+        sampler.close()
+    played = Episodes.of(sorted(ended, key=lambda one: one.id))
+    # The island's outcomes are all counted, those that never happened too; of another world we know what we saw.
+    seen = sorted(set(played.outcomes))
+    metric = OutcomeMetric(OUTCOMES if set(seen) <= set(OUTCOMES) else seen)
+    metric.update(played.outcomes, played.reasons)
+    if out is not None:
+        played.save(out / "episodes.npz")
+        # A blanked agent is filmed as it played, in the world as it is: the black it saw shows nothing.
+        film(picks.chosen(), out / "videos", match.fps(), agent.codec, match.larger())
+    info = agent.info
+    return agent_result(
+        metric.tally(),
+        seed=match.seed,
+        temperature=match.temperature,
+        reasons=metric.reason_counts(),
+        train_frames=info.get("train_frames"),
+        train_seconds=info.get("train_seconds"),
+        parameters=sum(p.numel() for p in agent.parameters()),
+        mean_steps=round(float(played.lengths.mean()), 2),
+        worlds_failed=failures,
+        env_steps=info.get("env_steps"),
+        blank=match.blank,
+        episode_seeds=[int(number) for number in played.seeds],
+    )
