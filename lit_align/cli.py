@@ -34,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
-    except SystemExit as end:  # the parsers end this way after --help and --print_config, a pipeline when a stage failed
+    except (
+        SystemExit
+    ) as end:  # the parsers end this way after --help and --print_config, a pipeline when a stage failed
         return end.code if isinstance(end.code, int) else int(bool(end.code))
     return 0
 
@@ -45,7 +47,10 @@ def _help() -> str:
         ("Stages (VERB fit|validate|test)", STAGES),
         ("Commands", COMMANDS),
     ]
-    lines = [f"lit-align {__version__}: pre-train, fine-tune, learn a reward, align an agent that plays from pixels", ""]
+    lines = [
+        f"lit-align {__version__}: pre-train, fine-tune, learn a reward, align an agent that plays from pixels",
+        "",
+    ]
     lines += ["usage: lit-align VERB [--config FILE ...] [--key value ...]", ""]
     for title, verbs in groups:
         lines.append(f"{title}:")

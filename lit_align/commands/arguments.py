@@ -1,4 +1,4 @@
-"""What every verb's parser shares: YAML files that overlay each other, and errors of one line instead of a usage page."""
+"""What every verb's parser shares: YAML files that overlay each other, and errors of one line."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def explain(message: str, known: Iterable[str]) -> str:
 
 
 def check_config_files(parser: Any, argv: list[str]) -> None:
-    """Raises one UserError that names every unknown key in every `--config` file of `argv`, and files that are missing."""
+    """Raises one UserError that names every unknown key of every `--config` file, and files that are missing."""
     known = known_keys(parser)
     errors: list[str] = []
     for name in config_files(argv):
@@ -122,7 +122,7 @@ def _unknown(content: dict[str, Any], known: list[str], above: str = "") -> Iter
 
 
 def _suggest(key: str, known: list[str], dashes: str = "") -> str:
-    """The nearest option: in the same group if the key names one, else by its last part, as people forget the `data.`."""
+    """The nearest option: in the same group if the key names one, else by its last part: people forget the `data.`."""
     group, _, last = key.rpartition(".")
     if group:
         hint = did_you_mean(key, [option for option in known if option.rpartition(".")[0] == group])

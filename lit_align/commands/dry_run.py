@@ -22,7 +22,7 @@ class DryRunDone(Exception):
 
 
 class DryRun(Callback):
-    """Raises DryRunDone where training would begin: the model, the optimizer and the loaders are the real ones by then."""
+    """Raises DryRunDone where training would begin: model, optimizer and loaders are the real ones by then."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Collects what there is to know."""
@@ -47,7 +47,9 @@ class DryRun(Callback):
         batch = next(iter(data.train_dataloader()))
         items = batch.items() if isinstance(batch, dict) else enumerate(batch)
         tensors = {f"batch {key}": value for key, value in items if isinstance(value, torch.Tensor)}
-        shapes = {key: f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}" for key, value in tensors.items()}
+        shapes = {
+            key: f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}" for key, value in tensors.items()
+        }
         size = sum(value.numel() * value.element_size() for value in tensors.values())
         return {**shapes, "one batch (MB)": round(size / 1e6, 1)}
 

@@ -48,7 +48,11 @@ class RunFolder:
             return last if last.is_file() else None
         path = last if resume == "last" else Path(resume)
         if not path.is_file():
-            hint = "; --resume auto starts afresh in that case" if resume == "last" else "; expected a file, `last` or `auto`"
+            hint = (
+                "; --resume auto starts afresh in that case"
+                if resume == "last"
+                else "; expected a file, `last` or `auto`"
+            )
             raise UserError(f"--resume {resume}: there is no checkpoint {path}{hint}")
         return path
 
@@ -57,8 +61,8 @@ class RunFolder:
         if (self.path / "run.json").is_file():
             state = self.read_run().get("state", "unknown")
             raise UserError(
-                f"{self.path} holds a run already (state: {state}); --resume last goes on with it, --out chooses another "
-                "folder, --overwrite true starts again there"
+                f"{self.path} holds a run already (state: {state}); --resume last goes on with it, --out chooses "
+                "another folder, --overwrite true starts again there"
             )
 
     def clear(self) -> None:

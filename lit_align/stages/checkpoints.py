@@ -21,7 +21,7 @@ KEY = "lit_align_run"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, reaches the disk, renames: whoever reads finds the old checkpoint or the new one, whole."""
+    """Writes beside the target, reaches the disk, renames: a reader finds the old checkpoint or the new one, whole."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Saves to a local path atomically; other file systems are left to Lightning."""
@@ -102,8 +102,8 @@ class RunState(Callback):
             if isinstance(logger, MetricsCSV):
                 logger.rewind(self._loaded["rows"], trainer.global_step)
 
-    # Whichever comes first after a resume: at an epoch's border before its loader is opened (which draws a number), inside
-    # an epoch after that.
+    # Whichever comes first after a resume: at an epoch's border before its loader is opened (which draws a number),
+    # inside an epoch after that.
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._restore_rng()
 
@@ -117,7 +117,7 @@ class RunState(Callback):
 
 
 def last_checkpoint(folder: Path, every_n_steps: int | None) -> list[ModelCheckpoint]:
-    """Callbacks that keep `folder/last.ckpt`: at each epoch's end, and every so many optimizer steps if a number is given."""
+    """Callbacks that keep `folder/last.ckpt`: at each epoch's end, and every so many optimizer steps if given."""
     same = {"dirpath": folder, "filename": "last", "save_top_k": 1, "enable_version_counter": False}
     callbacks = [ModelCheckpoint(**same, every_n_epochs=1, save_on_train_epoch_end=True)]
     if every_n_steps:

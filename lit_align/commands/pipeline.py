@@ -1,0 +1,94 @@
+"""`lit-align pipeline`: the recipe as a list of stages, see `lit_align.pipeline`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from typing import NoReturn
+
+from lit_align.commands import STAGES, VERBS, check_verb, run_verb
+from lit_align.errors import UserError, raise_all
+from lit_align.pipeline import Pipeline, load_pipeline
+from lit_align.progress import Progress
+from lit_align.scheduler import StageState, run_pipeline
+from lit_align.workers import check_all
+
+
+def run_command(argv: list[str]) -> None:
+    """Runs `lit-align pipeline ARGV`; ends with SystemExit(1) when a stage failed."""
+    options, pipeline = _parse(argv)
+    if options.dry_run:
+        _show(pipeline)
+        return
+    progress = Progress(len(pipeline.stages), max(map(len, pipeline.stages)))
+    try:
+        code = run_pipeline(pipeline, run_verb, check_verb, _can_resume, progress)
+        report = pipeline.out / "report" / "index.html"
+        if not code and report.is_file():
+            progress.write(f"report: {report}")
+    finally:
+        progress.close()
+    if code:
+        sys.exit(code)
+
+
+def check_command(argv: list[str]) -> None:
+    """Raises a UserError if the pipeline cannot be read."""
+    _parse(argv)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"pipeline: {message}")
+
+
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, Pipeline]:
+    parser = _Parser(
+        prog="lit-align pipeline",
+        description="Runs a list of stages; finished ones are skipped unless their inputs changed.",
+        epilog="Any other --key value changes the file: --seed 1, --out outputs/other, --jobs 1, "
+        "--stages.pretrain.args.trainer.max_epochs 3",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", "-c", action="append", required=True, metavar="FILE", help="later files win")
+    parser.add_argument("--only", action="append", default=[], metavar="STAGE", help="this stage and what it needs")
+    parser.add_argument("--dry_run", action="store_true", help="check everything, show what would run, and stop")
+    options, rest = parser.parse_known_args(argv)
+    pipeline = load_pipeline(options.config, _overrides(rest), VERBS)
+    return options, pipeline.only(options.only) if options.only else pipeline
+
+
+def _overrides(words: list[str]) -> list[str]:
+    """`--a.b 1 --c=2` as `a.b=1`, `c=2`."""
+    found, errors, index = [], [], 0
+    while index < len(words):
+        word = words[index]
+        index += 1
+        if not word.startswith("--"):
+            errors.append(f"{word!r} belongs to no option")
+        elif "=" in word:
+            found.append(word[2:])
+        elif index < len(words):
+            found.append(f"{word[2:]}={words[index]}")
+            index += 1
+        else:
+            errors.append(f"{word} lacks a value")
+    raise_all(errors)
+    return found
+
+
+def _can_resume(run: list[str]) -> bool:
+    return run[0] in STAGES and run[1:2] == ["fit"]
+
+
+def _show(pipeline: Pipeline) -> None:
+    prints = pipeline.fingerprints()
+    raise_all(check_all(check_verb, [stage.argv for stage in pipeline.stages.values()]))
+    for name, stage in pipeline.stages.items():
+        state = StageState(pipeline.out, name)
+        will = "same" if state.is_done(prints[name]) else "run"
+        if will == "run" and state.was_interrupted(prints[name]) and _can_resume(stage.run):
+            will = "resume"
+        needs = f"  # needs {', '.join(stage.needs)}" if stage.needs else ""
+        sys.stdout.write(f"{will:<7} {name}: lit-align {shlex.join(stage.argv)}{needs}\n")

@@ -1,0 +1,335 @@
+"""A verb that trains: a LightningCLI with a fixed module and data module, and a run folder that it leaves."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from lit_align.commands.arguments import PARSER_MODE, OneLineErrors, check_config_files, known_keys
+from lit_align.commands.dry_run import DryRun, DryRunDone
+from lit_align.commands.run_folder import RunFolder, close_log
+from lit_align.errors import UserError, did_you_mean, raise_all
+from lit_align.models.folder import read_config
+from lit_align.stages.checkpoints import AtomicCheckpointIO, RunState, last_checkpoint
+from lit_align.stages.metrics_csv import MetricsCSV
+
+CLASSES = {
+    "pretrain": ("lit_align.stages.pretrain:Pretrain", "lit_align.data.modules:TrajectoryDataModule"),
+    "finetune": ("lit_align.stages.finetune:Finetune", "lit_align.data.modules:TrajectoryDataModule"),
+    "reward": ("lit_align.stages.reward:Reward", "lit_align.data.modules:PreferenceDataModule"),
+    "align": ("lit_align.stages.align:Align", "lit_align.rollout.buffer:RolloutDataModule"),
+}
+CALLBACKS = {"align": "lit_align.rollout.callback:RolloutCallback"}
+ACTIONS = ("fit", "validate", "test")
+MODEL_FOLDERS = ("init_from", "model.reference", "model.reward_model")
+DATA_FOLDERS = ("data.trajectories", "data.also", "data.preferences", "data.scores")
+NOT_KEPT = ("config", "resume", "dry_run", "overwrite")
+"""Options that say how this one start goes, not what is trained."""
+
+
+class StageParser(OneLineErrors, LightningArgumentParser):
+    """Lightning's parser with one-line errors."""
+
+
+class StageCLI(LightningCLI):
+    """The command line of one stage.
+
+    Args:
+        verb: which stage.
+        action: `fit`, `validate` or `test`.
+        argv: its arguments.
+        classes: import paths of the module and of the data module, `package.module:Class`.
+        parse_only: stop after parsing.
+    """
+
+    def __init__(
+        self, verb: str, action: str, argv: list[str], classes: tuple[str, str], parse_only: bool = False
+    ) -> None:
+        self.verb, self.action, self.parse_only = verb, action, parse_only
+        self.run_state = RunState()
+        module, data = (_load(path) for path in classes)
+        defaults = {"use_distributed_sampler": False, "num_sanity_val_steps": 0, "log_every_n_steps": 20}
+        defaults |= {"enable_progress_bar": sys.stdout.isatty(), "enable_model_summary": False}
+        super().__init__(
+            module,
+            data,
+            run=False,
+            args=argv,
+            save_config_callback=None,
+            trainer_defaults=defaults,
+            parser_class=StageParser,
+            parser_kwargs={
+                "parser_mode": PARSER_MODE,
+                "prog": f"lit-align {verb} fit|validate|test",
+                "description": (module.__doc__ or "").split("\n")[0],
+                "allow_abbrev": False,  # a key that is cut short is a typing error
+            },
+            auto_configure_optimizers=False,
+        )
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Our `--seed` stands in for `--seed_everything`."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds what is the same for every stage."""
+        add = parser.add_argument
+        add("--out", type=str, default=f"outputs/{self.verb}", help="run folder")
+        add("--seed", type=int, default=0, help="seeds every generator, and the data")
+        add("--resume", type=str | None, default=None, help="`last`, `auto` (last if there is one) or a checkpoint")
+        add("--overwrite", type=bool, default=False, help="start again in a folder that holds a run")
+        add("--dry_run", type=bool, nargs="?", const=True, default=False, help="show what would run, then stop")
+        add("--checkpoint_every", type=int | None, default=None, help="optimizer steps; always at an epoch's end")
+        add("--wandb", type=Literal["offline", "online"] | None, default=None, help="log to Weights & Biases too")
+        known = known_keys(parser)
+        add("--init_from", type=str | None, default=None, help="folder of the agent to start from")
+        add("--random_init", type=bool, default=False, help="take its architecture only")
+        for source, target in (
+            ("init_from", "model.init_from"),
+            ("random_init", "model.random_init"),
+            ("seed", "data.seed"),
+        ):
+            if target in known:
+                parser.link_arguments(source, target)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Names every unknown key of the config files before the parser stops at the first."""
+        check_config_files(parser, args)
+        self.config = parser.parse_args(args)
+
+    def _set_seed(self) -> None:
+        if not self.parse_only:
+            seed_everything(self.config.seed, workers=True, verbose=False)
+
+    def instantiate_classes(self) -> None:
+        """Checks the folders, then builds the data module, the module and the Trainer."""
+        if self.parse_only:
+            return
+        self.folder = RunFolder(self.config.out)
+        self.checkpoint = self._check()
+        with _values_as_user_errors():
+            super().instantiate_classes()
+
+    def _check(self) -> Path | None:
+        """Returns the checkpoint to go on from; raises one UserError with all that is amiss with the folders."""
+        config, errors, checkpoint = self.config, missing_folders(self.config), None
+        resume = config.resume
+        if self.action != "fit" and not resume and not config.init_from:
+            resume = "last"  # a run's own weights are what is meant, unless an agent was named
+        try:
+            checkpoint = self.folder.checkpoint(resume)
+            if self.action == "fit" and not (resume or config.overwrite or config.dry_run) and rank_zero_only.rank == 0:
+                self.folder.check_free()
+        except UserError as error:
+            errors.append(str(error))
+        raise_all(errors)
+        return checkpoint
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The Trainer with this run's loggers, checkpoints and callbacks beside those of the config."""
+        config = {**self.config_init["trainer"], **kwargs}
+        callbacks = config.get("callbacks") or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        config["callbacks"] = [self.run_state, *callbacks]
+        if self.verb in CALLBACKS and not any(isinstance(each, _load(CALLBACKS[self.verb])) for each in callbacks):
+            config["callbacks"].append(_load(CALLBACKS[self.verb])())
+        plugins = config.get("plugins") or []
+        config["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
+        if self.config.dry_run:
+            config["callbacks"].append(DryRun())
+            return Trainer(**{**config, "logger": False, "enable_checkpointing": False})
+        if config.get("enable_checkpointing") is not False:
+            config["callbacks"] += last_checkpoint(self.folder.checkpoints, self.config.checkpoint_every)
+        if config.get("logger") in (None, True):
+            config["logger"] = self._loggers()
+        return Trainer(**{**config, "default_root_dir": str(self.folder.path)})
+
+    def _loggers(self) -> list[Any]:
+        loggers: list[Any] = [MetricsCSV(self.folder.path)]
+        if self.config.wandb:
+            from lightning.pytorch.loggers import WandbLogger
+
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            offline = self.config.wandb == "offline"
+            loggers.append(
+                WandbLogger(name=self.folder.path.name, project="lit-align", save_dir=self.folder.path, offline=offline)
+            )
+        return loggers
+
+    def resolved(self) -> str:
+        """The configuration as YAML, interpolations resolved; `--config` takes it again."""
+        content = yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml"))
+        return yaml.safe_dump({key: value for key, value in content.items() if key not in NOT_KEPT}, sort_keys=False)
+
+
+def check_stage(verb: str, argv: list[str]) -> None:
+    """Raises a UserError if `argv` does not parse; reads no data."""
+    StageCLI(verb, *_action_of(verb, argv), CLASSES[verb], parse_only=True)
+
+
+def run_stage(verb: str, argv: list[str], classes: tuple[str, str] | None = None) -> None:
+    """Runs `lit-align VERB ARGV`; may be called again and again in one process.
+
+    Args:
+        verb: the stage.
+        argv: `fit`, `validate` or `test`, then options.
+        classes: other import paths than those of the verb, for tests.
+
+    Raises:
+        UserError: if the configuration cannot run; nothing was written then.
+        KeyboardInterrupt: after Ctrl-C; Lightning has shut down by then.
+    """
+    action, rest = _action_of(verb, argv)
+    with _own_signals_and_argv([verb, *argv]):
+        cli = StageCLI(verb, action, rest, classes or CLASSES[verb])
+        if cli.config.dry_run:
+            _dry_run(cli)
+        elif action == "fit":
+            _fit(cli)
+        else:
+            _measure(cli)
+
+
+def missing_folders(config: Any) -> list[str]:
+    """Returns one message for each folder that the configuration names and that is not there."""
+    errors = []
+    for key in MODEL_FOLDERS:
+        if folder := config.get(key):
+            try:
+                read_config(folder)
+            except ValueError as error:
+                errors.append(f"{key}: {error}")
+    for key in DATA_FOLDERS:
+        value = config.get(key) or []
+        for folder in [value] if isinstance(value, str) else value:
+            if not Path(folder).is_dir():
+                errors.append(f"{key}: there is no folder '{folder}' (looked in {Path.cwd()})")
+    return errors
+
+
+def _fit(cli: StageCLI) -> None:
+    folder, first = cli.folder, rank_zero_only.rank == 0
+    log: list[Any] = []
+
+    def begin() -> None:
+        # Not before: bad input must leave nothing behind.
+        if not first:
+            return
+        if cli.checkpoint is None:
+            folder.clear()
+        log.append(folder.open_log())
+        folder.write("config.yaml", cli.resolved())
+        facts = {"stage": cli.verb, "state": "running", "parent": cli.config.init_from}
+        folder.write_run(**facts, random_init=cli.config.random_init, seed=cli.config.seed)
+
+    cli.run_state.on_begin = begin
+    state = "failed"
+    try:
+        with _values_as_user_errors(until=cli.run_state):
+            _trainer_call(cli)
+        if first:
+            getattr(cli.model, "export", lambda _: None)(folder.path)
+        state = "finished"
+    except KeyboardInterrupt:
+        state = "interrupted"
+        raise
+    finally:
+        if first and log:
+            seconds, frames = round(cli.run_state.seconds, 1), getattr(cli.model, "frames_trained", None)
+            folder.write_run(state=state, seconds=seconds, frames=frames, steps=cli.trainer.global_step)
+            close_log(log[0])
+
+
+def _measure(cli: StageCLI) -> None:
+    with _values_as_user_errors():
+        results = _trainer_call(cli)
+    if rank_zero_only.rank == 0:
+        cli.folder.write(
+            f"{cli.action}.yaml", yaml.safe_dump([dict(result) for result in results or []], sort_keys=False)
+        )
+
+
+def _dry_run(cli: StageCLI) -> None:
+    if rank_zero_only.rank == 0:
+        sys.stdout.write(f"# lit-align {cli.verb} {cli.action}, resolved configuration\n{cli.resolved()}\n")
+        sys.stdout.flush()
+    cli.action = "fit"  # the summary is taken where training would begin
+    try:
+        with _values_as_user_errors():
+            _trainer_call(cli)
+    except DryRunDone as done:
+        if rank_zero_only.rank == 0:
+            sys.stdout.write(done.text())
+
+
+def _trainer_call(cli: StageCLI) -> Any:
+    path = None if cli.checkpoint is None else str(cli.checkpoint)
+    try:
+        return getattr(cli.trainer, cli.action)(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
+    except SystemExit as end:
+        if cli.trainer.interrupted:  # Lightning turns Ctrl-C into exit code 1
+            raise KeyboardInterrupt from end
+        raise
+
+
+def _action_of(verb: str, argv: list[str]) -> tuple[str, list[str]]:
+    action = argv[0] if argv else ""
+    if action in ACTIONS:
+        return action, argv[1:]
+    if action in ("-h", "--help") or action.startswith("--print_config"):
+        return "fit", argv
+    found = f"found {action!r}{did_you_mean(action, ACTIONS)}" if action else "found nothing"
+    raise UserError(f"`lit-align {verb}` is followed by fit, validate or test, {found}")
+
+
+class _NoAdverts(logging.Filter):
+    """Lightning's tips and its list of accelerators that are not there."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        return not (text.startswith(("💡", "GPU available: False", "TPU available: False")))
+
+
+logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_NoAdverts())
+
+
+def _load(path: str) -> Any:
+    module, name = path.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+@contextmanager
+def _values_as_user_errors(until: RunState | None = None) -> Iterator[None]:
+    """A ValueError before the first step is about the configuration or the data: its message is enough."""
+    try:
+        yield
+    except ValueError as error:
+        if until is not None and until.training:
+            raise
+        raise UserError(str(error)) from error
+
+
+@contextmanager
+def _own_signals_and_argv(argv: list[str]) -> Iterator[None]:
+    """Lightning leaves its signal handlers behind, and starts other ranks with `sys.argv`: neither may leak."""
+    before_argv, sys.argv = sys.argv, [sys.argv[0], *argv]
+    try:
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        yield
+    finally:
+        sys.argv = before_argv
+        for number, handler in handlers.items():
+            try:
+                signal.signal(number, handler)
+            except (ValueError, TypeError):  # not the main thread, or a handler from outside Python
+                continue

@@ -1,0 +1,255 @@
+"""A list of stages as one run that can be killed anywhere and started again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lit_align import __version__
+from lit_align.errors import UserError, did_you_mean, raise_all
+
+KEYS = ("run", "needs", "config", "args", "threads")
+TOP = ("out", "seed", "jobs", "stages", "base")
+
+
+@dataclass
+class StageSpec:
+    """One `lit-align` command of a pipeline.
+
+    Attributes:
+        name: of the stage, and of its folder in the pipeline's.
+        run: the verb and its words, `["pretrain", "fit"]`.
+        folder: where its results go: its `--out`.
+        needs: names of the stages whose results it reads.
+        config: its `--config` files, later ones win.
+        args: its other options.
+        threads: CPU threads it takes; None shares the cores with what runs beside it.
+    """
+
+    name: str
+    run: list[str]
+    folder: Path
+    needs: list[str] = field(default_factory=list)
+    config: list[str] = field(default_factory=list)
+    args: dict[str, Any] = field(default_factory=dict)
+    threads: int | None = None
+
+    @property
+    def argv(self) -> list[str]:
+        """The stage as the arguments of `lit-align`."""
+        words = list(self.run)
+        for file in self.config:
+            words += ["--config", file]
+        words += ["--out", str(self.folder)]
+        for key, value in flatten(self.args):
+            words.append(f"--{key}={as_word(value)}")
+        return words
+
+
+@dataclass
+class Pipeline:
+    """A checked pipeline: `stages` in an order in which every stage follows what it needs.
+
+    Attributes:
+        out: the run's folder.
+        jobs: how many stages may run at a time.
+        stages: by name.
+    """
+
+    out: Path
+    jobs: int
+    stages: dict[str, StageSpec]
+
+    def fingerprints(self) -> dict[str, str]:
+        """For each stage, a hash of all that its result depends on; equal ones need not run again."""
+        found: dict[str, str] = {}
+        for stage in self.stages.values():
+            # The run's folder may be moved or reached by another path without a new run.
+            argv = [word.replace(str(self.out), "${out}") for word in stage.argv]
+            files = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in stage.config]
+            content = [argv, files, [found[name] for name in sorted(stage.needs)], __version__]
+            found[stage.name] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        return found
+
+    def only(self, names: Sequence[str]) -> Pipeline:
+        """The same pipeline with these stages and what they need, directly or not."""
+        wanted: set[str] = set()
+        todo = list(names)
+        raise_all(
+            [
+                f"--only {name}: no such stage{did_you_mean(name, self.stages)}"
+                for name in names
+                if name not in self.stages
+            ]
+        )
+        while todo:
+            name = todo.pop()
+            if name not in wanted:
+                wanted.add(name)
+                todo += self.stages[name].needs
+        return Pipeline(self.out, self.jobs, {name: stage for name, stage in self.stages.items() if name in wanted})
+
+
+def load_pipeline(files: Sequence[str], overrides: Sequence[str], verbs: Iterable[str]) -> Pipeline:
+    """Reads and checks a pipeline; nothing runs.
+
+    Args:
+        files: YAML files, later ones win; a file's `base` is read before it.
+        overrides: `key=value` with dotted keys, the last word.
+        verbs: those of `lit-align`.
+
+    Raises:
+        UserError: with everything that is wrong.
+    """
+    config: Any = OmegaConf.create({})
+    for file in files:
+        config = OmegaConf.merge(config, _read(Path(file), ()))
+    named = [word.split("=")[0].split(".") for word in overrides]
+    missing = [
+        key[1] for key in named if key[0] == "stages" and len(key) > 1 and key[1] not in (config.get("stages") or {})
+    ]
+    raise_all([f"--stages.{name}: no such stage{did_you_mean(name, config.get('stages') or {})}" for name in missing])
+    try:
+        config = OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"cannot read {' '.join(overrides)}: {error}") from error
+    raise_all(
+        [f"unknown key {str(key)!r}{did_you_mean(str(key), TOP)}" for key in config if not _is_top(str(key), config)]
+    )
+    if not config.get("stages"):
+        raise UserError(
+            f"there are no stages in {', '.join(files)}; expected `stages:` with a name and `run:` for each"
+        )
+    if not config.get("out"):
+        raise UserError(f"there is no `out:` in {', '.join(files)}; it is the folder of the run")
+    out, jobs = Path(str(config.out)), config.get("jobs", 1)
+    if not isinstance(jobs, int) or jobs < 1:
+        raise UserError(f"jobs is {jobs!r}, expected how many stages may run at a time: 1 or more")
+    stages, errors = _resolve_stages(config, out)
+    errors += [error for stage in stages.values() for error in _check(stage, stages, set(verbs))]
+    raise_all(errors)
+    return Pipeline(out, jobs, {stage.name: stage for stage in sort_stages(stages)})
+
+
+def sort_stages(stages: Mapping[str, StageSpec]) -> list[StageSpec]:
+    """Returns the stages with each after those it needs, else in the order given; a UserError names a cycle."""
+    done: dict[str, StageSpec] = {}
+    path: list[str] = []
+
+    def visit(name: str) -> None:
+        if name in done:
+            return
+        if name in path:
+            raise UserError(f"stages need each other in a circle: {' -> '.join([*path[path.index(name) :], name])}")
+        path.append(name)
+        for need in stages[name].needs:
+            visit(need)
+        path.pop()
+        done[name] = stages[name]
+
+    for name in stages:
+        visit(name)
+    return list(done.values())
+
+
+def flatten(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields `(dotted key, value)`; a dict without entries is a value."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def as_word(value: Any) -> str:
+    """A value as a command-line word that reads back as the same value."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _read(file: Path, above: tuple[Path, ...]) -> Any:
+    if not file.is_file():
+        raise UserError(f"there is no pipeline file {file} (looked in {Path.cwd()})")
+    if file.resolve() in above:
+        raise UserError(f"{file} is its own base")
+    try:
+        config = OmegaConf.load(file)
+    except Exception as error:  # YAML's errors and OmegaConf's have no common base
+        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(config, DictConfig):
+        raise UserError(f"{file} holds a list, expected `out:`, `seed:`, `jobs:` and `stages:`")
+    base = config.pop("base", None)
+    return config if base is None else OmegaConf.merge(_read(file.parent / base, (*above, file.resolve())), config)
+
+
+def _is_top(key: str, config: Any) -> bool:
+    """Keys of our own, and those that some value refers to with `${key}`."""
+    return key in TOP or bool(re.search(r"\$\{" + re.escape(key) + r"[}.]", OmegaConf.to_yaml(config)))
+
+
+def _resolve_stages(config: Any, out: Path) -> tuple[dict[str, StageSpec], list[str]]:
+    """Resolves `${...}` stage by stage, so that a `${stage:NAME}` is known to be a dependency of that stage."""
+    used: list[str] = []
+
+    def folder_of(name: str) -> str:
+        used.append(name)
+        return str(out / name)
+
+    OmegaConf.register_resolver("stage", folder_of, replace=True)
+    stages: dict[str, StageSpec] = {}
+    errors: list[str] = []
+    for name in map(str, config.stages):
+        used.clear()
+        try:
+            content = OmegaConf.to_container(config.stages[name], resolve=True) or {}
+        except (OmegaConfBaseException, ValueError) as error:
+            errors.append(f"stage {name}: {' '.join(str(error).split())}")
+            continue
+        if not isinstance(content, dict):
+            errors.append(f"stage {name} holds {content!r}, expected `run:` and other keys")
+            continue
+        errors += [
+            f"stage {name}: unknown key {str(key)!r}{did_you_mean(str(key), KEYS)}"
+            for key in content
+            if key not in KEYS
+        ]
+        run = content.get("run") or ""
+        needs = list(dict.fromkeys([*_words(content.get("needs")), *used]))
+        files = _words(content.get("config"))
+        words = run.split() if isinstance(run, str) else [str(word) for word in run]
+        stages[name] = StageSpec(
+            name, words, out / name, needs, files, content.get("args") or {}, content.get("threads")
+        )
+    return stages, errors
+
+
+def _check(stage: StageSpec, stages: Mapping[str, StageSpec], verbs: set[str]) -> Iterator[str]:
+    if not re.fullmatch(r"[\w-]+", stage.name):
+        yield f"stage {stage.name!r}: a name is letters, digits, _ and -, for it is a folder"
+    if not stage.run:
+        yield f"stage {stage.name} has no `run:`, expected a verb of lit-align: {', '.join(sorted(verbs))}"
+    elif stage.run[0] not in verbs or stage.run[0] == "pipeline":
+        yield f"stage {stage.name}: there is no verb {stage.run[0]!r} to run{did_you_mean(stage.run[0], verbs)}"
+    for need in stage.needs:
+        if need not in stages:
+            yield f"stage {stage.name} needs {need!r}, which is no stage{did_you_mean(need, stages)}"
+    for file in stage.config:
+        if not Path(file).is_file():
+            yield f"stage {stage.name}: there is no config file {file} (looked in {Path.cwd()})"
+    if "out" in stage.args:
+        yield f"stage {stage.name}: its folder is {stage.folder}, `args.out` cannot be given"
+    if stage.threads is not None and (not isinstance(stage.threads, int) or stage.threads < 1):
+        yield f"stage {stage.name}: threads is {stage.threads!r}, expected 1 or more"
+
+
+def _words(value: Any) -> list[str]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else [str(each) for each in value]

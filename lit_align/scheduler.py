@@ -1,0 +1,197 @@
+"""Runs the stages of a pipeline: what is ready, side by side, and only what is not done yet."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lit_align.errors import UserError, raise_all
+from lit_align.pipeline import Pipeline, StageSpec
+from lit_align.progress import Progress
+from lit_align.workers import LocalPool, Result, Runner, Task, WorkerPool, cores
+
+STATE = ".pipeline"
+
+
+class StageState:
+    """What is known of a stage between runs: `OUT/.pipeline/NAME.json`, beside its folder.
+
+    It is not in the folder, because some commands only write to a folder that is new.
+    """
+
+    def __init__(self, out: Path, name: str) -> None:
+        self.folder, self.name = out / name, name
+        self.file, self.log = out / STATE / f"{name}.json", out / STATE / f"{name}.log"
+
+    def read(self) -> dict[str, Any]:
+        """Returns fingerprint, state (`running`, `done`, `failed`) and seconds; empty if it never ran."""
+        try:
+            content = json.loads(self.file.read_text())
+        except (OSError, json.JSONDecodeError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def write(self, fingerprint: str, state: str, seconds: float) -> None:
+        """Replaces the file in one step."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        aside = self.file.with_suffix(".tmp")
+        aside.write_text(json.dumps({"fingerprint": fingerprint, "state": state, "seconds": round(seconds, 2)}) + "\n")
+        aside.replace(self.file)
+
+    def is_done(self, fingerprint: str) -> bool:
+        """Whether the stage finished with the same inputs and its folder is still there."""
+        found = self.read()
+        return found.get("fingerprint") == fingerprint and found.get("state") == "done" and self.folder.is_dir()
+
+    def was_interrupted(self, fingerprint: str) -> bool:
+        """Whether it began with the same inputs and did not finish."""
+        found = self.read()
+        return found.get("fingerprint") == fingerprint and found.get("state") in ("running", "failed")
+
+    def check_ours(self) -> None:
+        """Raises a UserError if the folder holds something that no pipeline put there."""
+        if self.folder.is_dir() and any(self.folder.iterdir()) and not self.read():
+            raise UserError(
+                f"'{self.folder}' is not empty and no pipeline made it; move it away or choose another --out"
+            )
+
+    def clear(self) -> None:
+        """Removes what an earlier attempt left."""
+        self.check_ours()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for left_over in self.folder.parent.glob(
+            f".{self.name}-*"
+        ):  # folders that were written aside and never renamed
+            shutil.rmtree(left_over, ignore_errors=True)
+        self.file.unlink(missing_ok=True)
+        self.log.unlink(missing_ok=True)
+
+    def keep_log(self) -> None:
+        """Moves the log into the stage's folder, now that the folder is there to stay."""
+        if self.log.is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.log, self.folder / "log.txt")
+
+    def log_path(self) -> Path:
+        """Where the log is at the moment."""
+        kept = self.folder / "log.txt"
+        return kept if kept.is_file() else self.log
+
+
+def run_pipeline(
+    pipeline: Pipeline, run: Runner, check: Runner, can_resume: Callable[[list[str]], bool], progress: Progress
+) -> int:
+    """Runs what is not done.
+
+    Args:
+        pipeline: what to run.
+        run: runs one command line; an importable function, as it is called in other processes.
+        check: raises a UserError if a command line cannot be parsed.
+        can_resume: whether a stage of these words goes on where it was interrupted when `--resume auto` is added.
+        progress: where a line for each stage goes.
+
+    Returns:
+        The exit code: 0, or 1 if a stage failed. Ctrl-C and SIGTERM raise KeyboardInterrupt, when all workers are gone.
+    """
+    prints = pipeline.fingerprints()
+    states = {name: StageState(pipeline.out, name) for name in pipeline.stages}
+    pending = {name: stage for name, stage in pipeline.stages.items() if not states[name].is_done(prints[name])}
+    finished = set(pipeline.stages) - set(pending)
+    _check_folders(states[name] for name in pending)
+    for name in pipeline.stages:
+        if name in finished:
+            progress.line(name, "same", states[name].read()["seconds"], headline(pipeline.out / name))
+    if not pending:
+        return 0
+    with (
+        _sigterm_as_interrupt(),
+        LocalPool(run, check) if pipeline.jobs == 1 else WorkerPool(pipeline.jobs, run, check) as pool,
+    ):
+        raise_all(pool.check([stage.argv for stage in pending.values()]))
+        failed: list[str] = []
+        while True:
+            ready = [stage for stage in pending.values() if finished.issuperset(stage.needs)][: pool.free]
+            beside = pool.busy + len(ready)
+            for stage in ready:
+                del pending[stage.name]
+                pool.submit(_begin(stage, states[stage.name], prints[stage.name], can_resume, beside))
+                progress.start(stage.name)
+            if not pool.busy:
+                break
+            for result in pool.wait(progress.tick):
+                _end(result, states[result.name], prints[result.name], progress)
+                (finished.add if result.ok else failed.append)(result.name)
+                _write_timings(pipeline, states)
+    for name in pending:
+        progress.line(name, "blocked", 0.0, f"needs {', '.join(n for n in pending[name].needs if n not in finished)}")
+    for name in failed:
+        progress.tail(states[name].log_path())
+    return int(bool(failed))
+
+
+def headline(folder: Path) -> str:
+    """The line that a stage left about its result."""
+    try:
+        return (folder / "headline.txt").read_text().strip().split("\n")[0]
+    except OSError:
+        return ""
+
+
+def _begin(
+    stage: StageSpec, state: StageState, fingerprint: str, can_resume: Callable[[list[str]], bool], beside: int
+) -> Task:
+    argv = stage.argv
+    if state.was_interrupted(fingerprint) and can_resume(stage.run):
+        argv = [*argv, "--resume", "auto"]
+    else:
+        state.clear()
+    state.write(fingerprint, "running", 0.0)
+    return Task(stage.name, argv, state.log, stage.threads or max(1, cores() // beside))
+
+
+def _end(result: Result, state: StageState, fingerprint: str, progress: Progress) -> None:
+    state.keep_log()
+    state.write(fingerprint, "done" if result.ok else "failed", result.seconds)
+    text = headline(state.folder) if result.ok else result.error
+    progress.line(result.name, "done" if result.ok else "failed", result.seconds, text)
+
+
+def _write_timings(pipeline: Pipeline, states: dict[str, StageState]) -> None:
+    seconds = {name: state.read()["seconds"] for name, state in states.items() if state.read().get("state") == "done"}
+    aside = pipeline.out / "timings.json.tmp"
+    aside.write_text(json.dumps(seconds, indent=2) + "\n")
+    os.replace(aside, pipeline.out / "timings.json")
+
+
+def _check_folders(states: Iterator[StageState]) -> None:
+    errors = []
+    for state in states:
+        try:
+            state.check_ours()
+        except UserError as error:
+            errors.append(str(error))
+    raise_all(errors)
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends a pipeline as Ctrl-C does: through `finally`, so that nothing is left running."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread: whoever runs us there handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
