@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from lit_align.data.trajectories import META, TrajectoryDataset
+from lit_align.data.trajectories import META, TrajectoryDataset, decode_frames
 from lit_align.errors import UserError
 
 
@@ -76,17 +77,22 @@ class FrameCache:
             frames = np.memmap(aside, np.uint8, "w+", shape=self._shape)
             actions = np.memmap(aside_actions, np.uint8, "w+", shape=self._actions_shape)
 
-            def decode(index: int) -> None:
+            def decode(index: int, images: list[bytes]) -> None:
                 start, steps = self.starts[index], self.lengths[index]
-                pixels = self.dataset.frames(index)
-                frames[start : start + steps + 1] = (
-                    pixels if pixels.shape[1] == self.size else resize(pixels, self.size)
-                )
-                actions[start : start + steps] = self.dataset.actions(index)
+                pixels = decode_frames(images)
+                frames[start : start + steps + 1] = pixels if pixels.shape[1] == self.size else resize(pixels, self.size)
 
-            with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside the interpreter's lock
-                for _ in pool.map(decode, range(len(self.lengths))):
-                    pass
+            # Pillow decodes outside the interpreter's lock; Parquet files are read here alone, for they are not to be
+            # shared by threads. A few episodes wait at a time, so that memory stays small.
+            waiting: deque[Future[None]] = deque()
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                for index, (start, steps) in enumerate(zip(self.starts, self.lengths, strict=True)):
+                    actions[start : start + steps] = self.dataset.actions(index)
+                    waiting.append(pool.submit(decode, index, self.dataset.images(index)))
+                    if len(waiting) > 4 * (os.cpu_count() or 1):
+                        waiting.popleft().result()
+                for future in waiting:
+                    future.result()
             os.replace(aside_actions, self.path.with_suffix(".actions"))
             os.replace(aside, self.path)
             (self.path.with_suffix(".json")).write_text(json.dumps({"shape": self._shape, "dtype": "uint8"}))

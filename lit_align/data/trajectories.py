@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image as PILImage
@@ -112,6 +113,11 @@ def _png(frame: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     PILImage.fromarray(frame).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def decode_frames(images: list[bytes]) -> NDArray[np.uint8]:
+    """Encoded images as pixels `(n, H, W, 3)`, uint8."""
+    return np.stack([_pixels(data) for data in images])
 
 
 def _pixels(data: bytes) -> NDArray[np.uint8]:
@@ -281,7 +287,7 @@ class TrajectoryDataset:
         for shard in self.meta.shards:
             file = pq.ParquetFile(self.folder / shard)
             table = file.read(columns=[*wanted, "step"])
-            tables.append(table.filter(pa.compute.equal(table["step"], 0)).drop_columns(["step"]))
+            tables.append(table.filter(pc.equal(table["step"], 0)).drop_columns(["step"]))
             places += [(shard, group) for group in range(file.num_row_groups)]
         table = pa.concat_tables(tables)
         order = np.argsort(table["episode"].to_numpy(), kind="stable")
@@ -294,7 +300,7 @@ class TrajectoryDataset:
 
     @cached_property
     def _files(self) -> dict[str, pq.ParquetFile]:
-        return {shard: pq.ParquetFile(self.folder / shard, memory_map=True) for shard in self.meta.shards}
+        return {shard: pq.ParquetFile(self.folder / shard, memory_map=True, pre_buffer=False) for shard in self.meta.shards}
 
     def __len__(self) -> int:
         """Number of episodes."""
@@ -313,12 +319,17 @@ class TrajectoryDataset:
     def read(self, index: int, columns: list[str] | None = None) -> pa.Table:
         """The rows of an episode, some columns of them."""
         shard, group = self._places[index]
-        return self._files[shard].read_row_group(group, columns=columns)
+        return self._files[shard].read_row_group(group, columns=columns, use_threads=False)
+
+    def images(self, index: int) -> list[bytes]:
+        """The encoded frames of an episode, T + 1 of them."""
+        column = self.read(index, ["frame"])["frame"].combine_chunks()
+        images: list[bytes] = column.field("bytes").to_pylist()
+        return images
 
     def frames(self, index: int) -> NDArray[np.uint8]:
         """Decoded frames `(T + 1, H, W, 3)`, uint8."""
-        images = self.read(index, ["frame"])["frame"].combine_chunks()
-        return np.stack([_pixels(data) for data in images.field("bytes").to_pylist()])
+        return decode_frames(self.images(index))
 
     def actions(self, index: int) -> NDArray[np.uint8]:
         """Classes `(T, heads)`, uint8, checked against the action space."""

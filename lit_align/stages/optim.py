@@ -51,6 +51,6 @@ class OptimizerConfig:
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], self.lr, (self.beta1, self.beta2), fused=True)
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], self.lr, (self.beta1, self.beta2))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.scale(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
