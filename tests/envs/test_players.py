@@ -91,8 +91,8 @@ def test_the_map_is_a_wad_with_one_sector_for_each_area_and_a_fence_when_asked()
     wad = build_wad()
     assert wad[:4] == b"PWAD"
     assert int.from_bytes(wad[4:8], "little") == 5
-    assert textmap().count("special = 128") == 3
-    blocking = textmap(True).count("blocking = true") - textmap().count("blocking = true")
+    assert textmap().count("special=128") == 3
+    blocking = textmap(True).count("blocking=true") - textmap().count("blocking=true")
     assert blocking == len(plan()["outline"])
 
 

@@ -85,7 +85,7 @@ def _block(kind: str, **fields: object) -> str:
             return "true" if value else "false"
         return f'"{value}"' if isinstance(value, str) else str(value)
 
-    return f"{kind} {{ " + " ".join(f"{key} = {literal(value)};" for key, value in fields.items()) + " }"
+    return f"{kind}{{" + "".join(f"{key}={literal(value)};" for key, value in fields.items()) + "}"
 
 
 class _Textmap:
@@ -107,33 +107,24 @@ class _Textmap:
             textureceiling="F_SKY1",
             lightlevel=area.light,
         )
+        # Lines share their sides, and defaults go unsaid: the engine reads this text at every new episode.
+        middle: dict[str, object] = {"texturemiddle": area.beam} if area.beam else {}
+        line: dict[str, object] = {"sidefront": self.add("sidedef", sector=sector, texturebottom=area.wall, **middle)}
+        if parent is not None:
+            back = self.add("sidedef", sector=parent, texturebottom=area.wall, **middle)
+            line |= {"sideback": back, "twosided": True}
+        if area.beam:
+            line |= {"wrapmidtex": True, "renderstyle": "add", "alpha": 0.4}
+        if area.blocks_players or parent is None:
+            line["blocking"] = True
         corners = [self.add("vertex", x=x, y=y) for x, y in area.points]
         for start, end in zip(corners, corners[1:] + corners[:1], strict=True):
-            self.line(area, sector, parent, start, end)
+            self.add("linedef", v1=start, v2=end, **line)
         for child in area.inside:
             self.area(child, sector)
 
-    def line(self, area: Area, sector: int, parent: int | None, start: int, end: int) -> None:
-        walls: dict[str, object] = {"texturebottom": area.wall, "texturetop": "-"}
-        middle = area.wall if parent is None else (area.beam or "-")
-        line: dict[str, object] = {
-            "v1": start,
-            "v2": end,
-            "sidefront": self.add("sidedef", sector=sector, texturemiddle=middle, **walls),
-        }
-        if parent is None:
-            line["blocking"] = True
-        else:
-            line |= {"sideback": self.add("sidedef", sector=parent, texturemiddle=middle, **walls), "twosided": True}
-        if area.beam:
-            line |= {"wrapmidtex": True, "renderstyle": "add", "alpha": 0.4}
-        if area.blocks_players:
-            line["blocking"] = True
-        self.add("linedef", **line)
-
     def thing(self, kind: int, at: Point, **fields: object) -> None:
-        always = {f"skill{i}": True for i in range(1, 6)} | {"single": True, "dm": True, "coop": True}
-        self.add("thing", x=at[0], y=at[1], type=kind, **fields, **always)
+        self.add("thing", x=at[0], y=at[1], type=kind, **fields, skill3=True, single=True)
 
     def text(self) -> str:
         return 'namespace = "zdoom";\n' + "\n".join(line for lines in self.parts.values() for line in lines) + "\n"
