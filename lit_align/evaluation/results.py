@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 from lit_align.errors import UserError
 from lit_align.evaluation.intervals import wilson
@@ -89,7 +89,7 @@ def agent_result(
     """
     total = sum(outcomes.values())
     rates = {name: Rate(**wilson(n, total)._asdict()) for name, n in outcomes.items()}
-    result: Any = {
+    result = {
         "episodes": total,
         "seed": seed,
         "temperature": temperature,
@@ -100,8 +100,7 @@ def agent_result(
         "train_seconds": train_seconds,
         "parameters": parameters,
     }
-    entry: AgentResult = {**result, **extra}
-    return entry
+    return cast(AgentResult, {**result, **extra})
 
 
 def build(

@@ -1,0 +1,141 @@
+"""The report of a made-up run: everything it links to is there, and what is missing is said."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from lit_align.evaluation.gather import gather
+from lit_align.evaluation.report import build_report
+from lit_align.evaluation.results import agent_result, build, read, write
+from tests.evaluation import synthetic
+
+
+class Links(HTMLParser):
+    """Collects what a page refers to, and whether its tags close."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.files: set[str] = set()
+        self.anchors: set[str] = set()
+        self.ids: set[str] = set()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "img", "br", "source"):
+            self.open.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.add(str(value))
+            if name in ("src", "srcset", "poster", "href"):
+                (self.anchors if str(value).startswith("#") else self.files).add(str(value).lstrip("#"))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def links(page: Path) -> Links:
+    found = Links()
+    found.feed(page.read_text())
+    assert found.open == []
+    return found
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return synthetic.run_folder(tmp_path_factory.mktemp("run"), count=25)
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> Path:
+    return build_report(run, run / "report")
+
+
+def test_all_links_resolve_inside_the_report(page: Path) -> None:
+    found = links(page)
+    assert len(found.files) > 20
+    for file in found.files:
+        assert "://" not in file
+        assert ".." not in file
+        assert (page.parent / file).is_file(), file
+    assert found.anchors <= found.ids
+
+
+def test_page_tells_the_story(page: Path) -> None:
+    text = page.read_text()
+    for words in ("shadow-boxed", "Aligned left", "paper 98.7", "Wilson 95 %", "Time for each stage", "5 min 12 s"):
+        assert words in text
+    assert "not run" not in text
+
+
+def test_results_are_merged_and_valid(page: Path) -> None:
+    merged = read(page.parent / "results.json")
+    assert set(merged["agents"]) == set(synthetic.MIX)
+    assert merged["reward_models"]["left"]["agent"]["50"]["accuracy"] == 0.93
+    assert merged["agents"]["align_left"]["episode_seeds"][:2] == [1000, 1001]
+
+
+def test_building_again_replaces_and_changes_nothing(run: Path, page: Path) -> None:
+    before = {path.name: path.read_bytes() for path in page.parent.iterdir() if path.is_file()}
+    (page.parent / "stale.png").write_text("")
+    build_report(run, page.parent)
+    after = {path.name: path.read_bytes() for path in page.parent.iterdir() if path.is_file()}
+    assert after == before
+    assert not [path for path in run.iterdir() if path.name.startswith(".")]
+
+
+def test_an_empty_run_says_what_was_not_run(tmp_path: Path) -> None:
+    page = build_report(tmp_path, tmp_path / "report")
+    text = page.read_text()
+    for part in ("Evaluation", "Reward model", "Alignment", "Training", "Videos"):
+        assert f"{part}: not run." in text
+    assert links(page).files == {"results.json"}
+
+
+def test_one_evaluation_alone_is_enough(tmp_path: Path) -> None:
+    synthetic.evaluation_folder(tmp_path, "pretrain", 10, videos=False)
+    text = build_report(tmp_path, tmp_path / "out").read_text()
+    assert "Reward model: not run." in text
+    assert "success.png" in text
+
+
+def test_damaged_parts_become_notes(tmp_path: Path) -> None:
+    synthetic.evaluation_folder(tmp_path, "pretrain", 10, videos=False)
+    synthetic.evaluation_folder(tmp_path, "finetune", 10, videos=False)
+    (tmp_path / "eval_finetune" / "results.json").write_text("{")
+    (tmp_path / "eval_pretrain" / "episodes.npz").write_bytes(b"PK")
+    text = build_report(tmp_path, tmp_path / "report").read_text()
+    assert "not whole JSON" in text
+    assert "episodes.npz cannot be read" in text
+
+
+def test_blanked_agents_never_stand_among_the_headlines(tmp_path: Path) -> None:
+    seen = agent_result({"left": 19, "none": 1}, seed=0)
+    blank = agent_result({"left": 1, "none": 19}, seed=0, blank=True)
+    for name, entry in (("eval_align_left", seen), ("eval_blank_left", blank)):
+        write(build("LitAlign/Jumppads-v0", {"align_left": entry}), tmp_path / name / "results.json")
+    found = gather(tmp_path)
+    assert found.results["agents"] == {"align_left": seen}
+    assert found.results["ablations"] == {"align_left_blank": blank}
+    assert "picture blanked" in build_report(tmp_path, tmp_path / "report").read_text()
+
+
+def test_reward_models_are_read_from_their_own_folders(tmp_path: Path) -> None:
+    info = {"target": "left", "start": "agent", "comparisons": 50, "accuracy": 0.92, "pairs": 211}
+    for name, accuracy in (("reward_left", 0.92), ("reward_left_b", 0.5)):
+        (tmp_path / name / "reward_model").mkdir(parents=True)
+        text = json.dumps({"kind": "reward_model", "info": {**info, "accuracy": accuracy}})
+        (tmp_path / name / "reward_model" / "config.json").write_text(text)
+    found = gather(tmp_path).results
+    assert found["reward_models"] == {"left": {"agent": {"50": {"accuracy": 0.92, "pairs": 211}}}}
+    assert found["ablations"]["reward_left_b"]["reward_model"]["accuracy"] == 0.5
+
+
+def test_names_from_a_run_are_escaped(tmp_path: Path) -> None:
+    synthetic.evaluation_folder(tmp_path, "pretrain", 5, videos=False)
+    path = tmp_path / "eval_pretrain" / "results.json"
+    path.write_text(path.read_text().replace("LitAlign/Jumppads-v0", "<script>x</script>"))
+    assert "<script>x" not in build_report(tmp_path, tmp_path / "report").read_text()
