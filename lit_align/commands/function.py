@@ -24,7 +24,7 @@ def _parse(verb: str, run: Callable[..., Any], argv: list[str]) -> dict[str, Any
     parser = function_parser(f"lit-align {verb}", run)
     argv = _name_leading_words(run, argv)
     check_config_files(parser, argv)
-    options = parser.instantiate_classes(parser.parse_args(argv))
+    options = parser.instantiate(parser.parse_args(argv))
     return {name: options[name] for name in inspect.signature(run).parameters if name in options}
 
 

@@ -68,6 +68,7 @@ class RunState(Callback):
         self._configured: list[dict[str, Any]] = []
         self._loaded: dict[str, Any] | None = None
         self._rng: dict[str, Any] | None = None
+        self._places: list[Any] = []
 
     @property
     def seconds(self) -> float:
@@ -87,6 +88,7 @@ class RunState(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: D102
         self._loaded = checkpoint.get(KEY)
+        self._places = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self.training = True
@@ -97,6 +99,10 @@ class RunState(Callback):
         states = self._loaded["rng"]
         # With another number of processes there is no state to go on from: the seeds of the new ranks stand.
         self._rng = states[trainer.global_rank] if len(states) == trainer.world_size else None
+        # Lightning gives a loader its place back inside an epoch only; from an epoch's border it would serve epoch 0 again.
+        loader = trainer.train_dataloader
+        if len(self._places) == 1 and hasattr(loader, "load_state_dict"):
+            loader.load_state_dict(self._places[0])
         _apply_changes(trainer, self._loaded["configured"], self._configured)
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCSV):

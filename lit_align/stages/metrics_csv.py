@@ -20,14 +20,20 @@ class MetricsTable:
         self.path = path
         self.columns: list[str] = []
         self.rows = 0
-        if path.is_file():
-            with path.open(newline="") as file:
+        self._opened = False
+
+    def _open(self) -> None:
+        # Not when it is made: Lightning does that before a run that starts afresh has cleared its folder.
+        if not self._opened and self.path.is_file():
+            with self.path.open(newline="") as file:
                 reader = csv.DictReader(file)
                 self.columns = list(reader.fieldnames or [])
                 self.rows = sum(1 for _ in reader)
+        self._opened = True
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Adds one row; Lightning calls this."""
+        self._open()
         row = {name: value.item() if hasattr(value, "item") else value for name, value in metrics.items()}
         row["step"] = self.rows if step is None else step
         fresh = sorted(set(row) - set(self.columns))
@@ -45,6 +51,7 @@ class MetricsTable:
             rows: how many rows there were when the checkpoint was written.
             step: its optimizer step; the epoch's own row, written just after the checkpoint, has a lower one and stays.
         """
+        self._open()
         kept = [row for index, row in enumerate(self._read()) if index < rows or int(row["step"] or 0) < step]
         if len(kept) != self.rows:
             self._write(kept)

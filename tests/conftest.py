@@ -1,0 +1,26 @@
+"""What tests share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+# The tests' networks are so small that more threads only get in each other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def _same_process_state() -> Iterator[None]:
+    """A test that runs a stage in this process must not change the next one: seeds, threads, working folder."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "PL_GLOBAL_SEED", "PL_SEED_WORKERS")
+    kept = {name: os.environ.get(name) for name in names}
+    folder = os.getcwd()
+    yield
+    os.chdir(folder)
+    for name, value in kept.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
