@@ -104,7 +104,7 @@ def film(
                 " ", "_"
             )
             frames = one.frames if again is None else again
-            write_mp4(target / f"{name}.mp4", frames, fps, height=320, crf=23)
+            write_mp4(target / f"{name}.mp4", frames, fps, height=320, crf=27)
             film_strip(target / f"{name}.png", [one.frames])
             films.append(
                 Film(f"{name}.mp4", f"{name}.png", one.outcome, one.reason, one.seed, len(one), again is not None)

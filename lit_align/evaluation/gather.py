@@ -16,8 +16,6 @@ from lit_align.evaluation.results import Results, ResultsError, build, merge, re
 from lit_align.evaluation.style import agent_order
 
 EVALUATION = "eval_"
-# Where a stage or a command says how long it took; the first that is there counts.
-CLOCK_FILES = ("run.json", "stage.json", "done.json")
 
 
 @dataclass
@@ -140,16 +138,14 @@ def _add_reward_models(folder: Path, found: Gathered) -> None:
 def _runs(folder: Path) -> dict[str, Mapping[str, Any]]:
     found: dict[str, Mapping[str, Any]] = {}
     for stage in sorted(path for path in folder.iterdir() if path.is_dir()):
-        for name in CLOCK_FILES:
-            content = _mapping(stage / name)
-            if "seconds" in content:
-                found[stage.name] = content
-                break
+        content = _mapping(stage / "run.json")
+        if "seconds" in content:
+            found[stage.name] = content
     # The pipeline's own clock, where there is one, saw each stage from outside.
-    stages = _mapping(folder / "pipeline.json").get("stages", {})
-    for name, content in stages.items() if isinstance(stages, Mapping) else ():
-        if isinstance(content, Mapping) and "seconds" in content:
-            found[name] = {**found.get(name, {}), **content}
+    for path in sorted(folder.glob(".pipeline/*.json")):
+        content = _mapping(path)
+        if content.get("state") == "done" and "seconds" in content:
+            found[path.stem] = {**found.get(path.stem, {}), "seconds": content["seconds"]}
     return found
 
 

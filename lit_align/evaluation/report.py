@@ -9,10 +9,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from lit_align.errors import UserError
 from lit_align.evaluation import page, paper, prose, results, sections
 from lit_align.evaluation.gather import Gathered, gather
 from lit_align.evaluation.pictures import choose_films, copy_films, draw_all, failures
 from lit_align.evaluation.results import AgentResult
+
+MARK = ".report"  # an earlier report, which may be replaced
+LEFT_BY_PIPELINE = ("log.txt", "headline.txt")
 
 Section = tuple[str, str, list[str]]
 
@@ -24,10 +28,14 @@ def build_report(run_folder: Path, out: Path) -> Path:
 
     Args:
         run_folder: What a pipeline left; parts may be missing.
-        out: Folder of the report; what an earlier report left there is replaced.
+        out: Folder of the report; an earlier report there is replaced.
+
+    Raises:
+        UserError: There is something else in `out`.
     """
-    found = gather(Path(run_folder))
     out = Path(out)
+    _check_free(out)
+    found = gather(Path(run_folder))
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
@@ -37,6 +45,7 @@ def build_report(run_folder: Path, out: Path) -> Path:
             chosen = {one.file: one for one in [*choose_films(found.films[name]), *failures(found.films[name])]}
             copy_films(list(chosen.values()), found.film_folders[name], aside / "videos" / name)
         (aside / "index.html").write_text(_page(found, drawn), encoding="utf-8")
+        (aside / MARK).write_text("made by lit-align report, which replaces this folder\n")
         aside.chmod(0o755)
         if out.exists():
             shutil.rmtree(out)
@@ -44,6 +53,16 @@ def build_report(run_folder: Path, out: Path) -> Path:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return out / "index.html"
+
+
+def _check_free(out: Path) -> None:
+    """Raise a UserError if the folder holds anything but an earlier report: it will be replaced."""
+    if not out.exists() or (out / MARK).is_file():
+        return
+    if not out.is_dir() or any(path.name not in LEFT_BY_PIPELINE for path in out.iterdir()):
+        raise UserError(
+            f"found {out}, which is not a report; expected a folder that is new, empty or an earlier report"
+        )
 
 
 def _page(found: Gathered, drawn: dict[str, int]) -> str:

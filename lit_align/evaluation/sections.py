@@ -199,7 +199,7 @@ def numbers_section(found: Gathered) -> list[str]:
     if found.runs:
         timed = {name: float(run["seconds"]) for name, run in found.runs.items() if run.get("seconds") is not None}
         cells = [[escape(name), page.duration(seconds)] for name, seconds in timed.items()]
-        cells.append(["<b>all</b>", f"<b>{page.duration(sum(timed.values()))}</b>"])
+        cells.append(["<b>all added up</b>", f"<b>{page.duration(sum(timed.values()))}</b>"])
         parts += ["<h3>Time for each stage</h3>", page.table(["stage", "time"], cells)]
     versions = next((run["versions"] for run in found.runs.values() if isinstance(run.get("versions"), Mapping)), None)
     if versions:

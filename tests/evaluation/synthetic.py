@@ -132,6 +132,9 @@ def run_folder(root: Path, count: int = 60, videos: bool = True) -> Path:
         metrics(root / stage / "metrics.csv", {"step": step, "train/loss": loss, "val/loss": held})
         said = {"stage": stage, "state": "finished", "seconds": 312.5, "versions": {"torch": "2.13.0"}}
         (root / stage / "run.json").write_text(json.dumps(said))
+        (root / ".pipeline").mkdir(exist_ok=True)
+    (root / ".pipeline" / "play.json").write_text(json.dumps({"state": "done", "seconds": 61.2}))
+    (root / ".pipeline" / "broken.json").write_text(json.dumps({"state": "failed", "seconds": 9999}))
     for target in ("left", "right"):
         n = np.arange(30.0)
         proxy = 2 / (1 + np.exp(-(n - 9) / 4)) - 0.5

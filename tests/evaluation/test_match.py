@@ -27,7 +27,7 @@ from lit_align.spaces import ActionCodec
 
 
 class Line(gymnasium.Env[Any, Any]):
-    """A line with an end on the left and one on the right; the seed says where one starts, time is up after six steps."""
+    """A line with an end on either side; the seed says where one starts, and time is up after six steps."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 5}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lit_align.errors import UserError
 from lit_align.evaluation.gather import gather
 from lit_align.evaluation.report import build_report
 from lit_align.evaluation.results import agent_result, build, read, write
@@ -68,6 +69,8 @@ def test_page_tells_the_story(page: Path) -> None:
     text = page.read_text()
     for words in ("shadow-boxed", "Aligned left", "paper 98.7", "Wilson 95 %", "Time for each stage", "5 min 12 s"):
         assert words in text
+    assert "1 min 01 s" in text, "the pipeline's clock"
+    assert "9999" not in text
     assert "not run" not in text
 
 
@@ -84,7 +87,15 @@ def test_building_again_replaces_and_changes_nothing(run: Path, page: Path) -> N
     build_report(run, page.parent)
     after = {path.name: path.read_bytes() for path in page.parent.iterdir() if path.is_file()}
     assert after == before
-    assert not [path for path in run.iterdir() if path.name.startswith(".")]
+    assert not list(run.glob(".report-*"))
+
+
+def test_nothing_but_a_report_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    with pytest.raises(UserError, match="not a report"):
+        build_report(tmp_path, tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
 
 
 def test_an_empty_run_says_what_was_not_run(tmp_path: Path) -> None:
