@@ -16,6 +16,7 @@ from lit_align.evaluation.results import Results, ResultsError, build, merge, re
 from lit_align.evaluation.style import agent_order
 
 EVALUATION = "eval_"
+MARK = ".report"  # in a report's folder, which is made anew
 
 
 @dataclass
@@ -93,7 +94,7 @@ def gather(folder: Path) -> Gathered:
 def _results(folder: Path, notes: list[str]) -> Iterator[Results]:
     """Yield the results file of every stage; the report's own is made anew."""
     for path in sorted(folder.glob("*/results.json")):
-        if path.parent.name == "report":
+        if (path.parent / MARK).is_file():
             continue
         try:
             yield read(path)

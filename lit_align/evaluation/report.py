@@ -11,11 +11,10 @@ from typing import Any
 
 from lit_align.errors import UserError
 from lit_align.evaluation import page, paper, prose, results, sections
-from lit_align.evaluation.gather import Gathered, gather
+from lit_align.evaluation.gather import MARK, Gathered, gather
 from lit_align.evaluation.pictures import choose_films, copy_films, draw_all, failures
 from lit_align.evaluation.results import AgentResult
 
-MARK = ".report"  # an earlier report, which may be replaced
 LEFT_BY_PIPELINE = ("log.txt", "headline.txt")
 
 Section = tuple[str, str, list[str]]
