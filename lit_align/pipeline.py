@@ -73,9 +73,10 @@ class Pipeline:
         found: dict[str, str] = {}
         for stage in self.stages.values():
             # The run's folder may be moved or reached by another path without a new run.
-            argv = [word.replace(str(self.out), "${out}") for word in stage.argv]
+            words = [*stage.run, *(f"{key}={as_word(value)}" for key, value in flatten(stage.args))]
+            words = [word.replace(str(self.out), "${out}") for word in words]
             files = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in stage.config]
-            content = [argv, files, [found[name] for name in sorted(stage.needs)], __version__]
+            content = [words, files, [found[name] for name in sorted(stage.needs)], __version__]
             found[stage.name] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
         return found
 
@@ -133,7 +134,7 @@ def load_pipeline(files: Sequence[str], overrides: Sequence[str], verbs: Iterabl
     out, jobs = Path(str(config.out)), config.get("jobs", 1)
     if not isinstance(jobs, int) or jobs < 1:
         raise UserError(f"jobs is {jobs!r}, expected how many stages may run at a time: 1 or more")
-    stages, errors = _resolve_stages(config, out)
+    stages, errors = _resolve_stages(config, out, [place for file in files for place in Path(file).resolve().parents])
     errors += [error for stage in stages.values() for error in _check(stage, stages, set(verbs))]
     raise_all(errors)
     return Pipeline(out, jobs, {stage.name: stage for stage in sort_stages(stages)})
@@ -194,7 +195,7 @@ def _is_top(key: str, config: Any) -> bool:
     return key in TOP or bool(re.search(r"\$\{" + re.escape(key) + r"[}.]", OmegaConf.to_yaml(config)))
 
 
-def _resolve_stages(config: Any, out: Path) -> tuple[dict[str, StageSpec], list[str]]:
+def _resolve_stages(config: Any, out: Path, places: Sequence[Path]) -> tuple[dict[str, StageSpec], list[str]]:
     """Resolves `${...}` stage by stage, so that a `${stage:NAME}` is known to be a dependency of that stage."""
     used: list[str] = []
 
@@ -222,7 +223,7 @@ def _resolve_stages(config: Any, out: Path) -> tuple[dict[str, StageSpec], list[
         ]
         run = content.get("run") or ""
         needs = list(dict.fromkeys([*_words(content.get("needs")), *used]))
-        files = _words(content.get("config"))
+        files = [_find(file, places) for file in _words(content.get("config"))]
         words = run.split() if isinstance(run, str) else [str(word) for word in run]
         stages[name] = StageSpec(
             name, words, out / name, needs, files, content.get("args") or {}, content.get("threads")
@@ -247,6 +248,12 @@ def _check(stage: StageSpec, stages: Mapping[str, StageSpec], verbs: set[str]) -
         yield f"stage {stage.name}: its folder is {stage.folder}, `args.out` cannot be given"
     if stage.threads is not None and (not isinstance(stage.threads, int) or stage.threads < 1):
         yield f"stage {stage.name}: threads is {stage.threads!r}, expected 1 or more"
+
+
+def _find(file: str, places: Sequence[Path]) -> str:
+    """The file as it is, or as it is found from the pipeline's own folder or one above it."""
+    found = [place / file for place in places if (place / file).is_file()]
+    return file if Path(file).is_file() or not found else str(found[0])
 
 
 def _words(value: Any) -> list[str]:

@@ -141,6 +141,12 @@ def test_a_moved_run_is_still_done(case: Case) -> None:
     assert printed.count("same") == 4
 
 
+def test_config_files_are_found_from_the_pipelines_folder_too(case: Case) -> None:
+    (case.folder / "left.yaml").write_text("x: 1\n")
+    pipeline = case.load({"one": {"run": "write", "config": "left.yaml"}})
+    assert pipeline.stages["one"].config == [str(case.folder / "left.yaml")]
+
+
 def test_a_result_that_was_removed_is_made_again(case: Case) -> None:
     case.run({"one": {"run": "write"}})
     for file in (case.out / "one").iterdir():

@@ -6,7 +6,7 @@ import importlib
 import logging
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -239,6 +239,7 @@ def _fit(cli: StageCLI) -> None:
             _trainer_call(cli)
         if first:
             getattr(cli.model, "export", lambda _: None)(folder.path)
+            folder.write("headline.txt", headline(cli.trainer.callback_metrics) + "\n")
         state = "finished"
     except KeyboardInterrupt:
         state = "interrupted"
@@ -248,6 +249,12 @@ def _fit(cli: StageCLI) -> None:
             seconds, frames = round(cli.run_state.seconds, 1), getattr(cli.model, "frames_trained", None)
             folder.write_run(state=state, seconds=seconds, frames=frames, steps=cli.trainer.global_step)
             close_log(log[0])
+
+
+def headline(metrics: Mapping[str, Any]) -> str:
+    """The last values of up to three metrics, those of validation first, for the pipeline's line."""
+    names = sorted(metrics, key=lambda name: not name.startswith("val"))  # the sort is stable
+    return ", ".join(f"{name} {float(metrics[name]):.4g}" for name in names[:3])
 
 
 def _measure(cli: StageCLI) -> None:

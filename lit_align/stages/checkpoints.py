@@ -99,7 +99,7 @@ class RunState(Callback):
         states = self._loaded["rng"]
         # With another number of processes there is no state to go on from: the seeds of the new ranks stand.
         self._rng = states[trainer.global_rank] if len(states) == trainer.world_size else None
-        # Lightning gives a loader its place back inside an epoch only; from an epoch's border it would serve epoch 0 again.
+        # Lightning gives a loader its place back inside an epoch only; from a border it would serve epoch 0 again.
         loader = trainer.train_dataloader
         if len(self._places) == 1 and hasattr(loader, "load_state_dict"):
             loader.load_state_dict(self._places[0])
