@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from lit_align.data.trajectory import Trajectory
 from lit_align.envs import WorldFailed
 from lit_align.errors import UserError
 from lit_align.models.agent import Agent, gather_log_prob
-from lit_align.spaces import ActionCodec
+from lit_align.spaces import ActionCodec, Classes
 
 _log = logging.getLogger(__name__)
 MAX_ATTEMPTS = 5
@@ -64,6 +65,7 @@ class Sampler:
         temperature: Divides the logits; 0 takes the likeliest class of every head.
         seed: Seed of the choices.
         player: Name that the trajectories carry.
+        threads: Threads that step the worlds (engines run outside the interpreter's lock); None takes as many as torch.
 
     Attributes:
         failures: Episodes thrown away because their world died; each is played again from its start.
@@ -80,6 +82,7 @@ class Sampler:
         temperature: float = 1.0,
         seed: int = 0,
         player: str = "agent",
+        threads: int | None = None,
     ) -> None:
         if worlds < 1 or temperature < 0:
             raise UserError(
@@ -88,6 +91,8 @@ class Sampler:
         self.agent = agent.eval()
         self.temperature, self.seed, self.player = temperature, seed, player
         self.failures = 0
+        self.threads = min(threads or torch.get_num_threads(), worlds)
+        self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
         self._worlds: list[gymnasium.Env[Any, Any]] = []
         try:
             for _ in range(worlds):
@@ -107,6 +112,8 @@ class Sampler:
         """Ends all worlds."""
         while self._worlds:
             self._worlds.pop().close()
+        if self._pool is not None:
+            self._pool.shutdown()
 
     @torch.inference_mode()
     def play(self, episodes: Iterable[tuple[int, int]]) -> Iterator[Trajectory]:
@@ -150,16 +157,13 @@ class Sampler:
             actions, log_probs = self._choose(
                 torch.from_numpy(screen).to(device), torch.from_numpy(uniform).to(device), cache
             )
-            for w, episode in enumerate(running):
-                if episode is None:
+            for w, moved in self._step([(w, actions[w]) for w, episode in enumerate(running) if episode is not None]):
+                episode = running[w]
+                assert episode is not None
+                if isinstance(moved, WorldFailed):
+                    begin(w, self._again(episode, moved))
                     continue
-                try:
-                    frame, reward, terminated, truncated, info = self._worlds[w].step(
-                        self.agent.codec.decode(actions[w])
-                    )
-                except WorldFailed as error:
-                    begin(w, self._again(episode, error))
-                    continue
+                frame, reward, terminated, truncated, info = moved
                 screen[w] = frame
                 episode.frames.append(frame)
                 episode.actions.append(actions[w])
@@ -169,6 +173,25 @@ class Sampler:
                 if terminated or truncated:
                     yield self._finish(episode, info, terminated, truncated)
                     begin(w, fresh())
+
+    def _step(self, moves: list[tuple[int, Classes]]) -> list[tuple[int, Any]]:
+        """Steps some worlds, shared out over threads; gives each world's answer, or the WorldFailed that it raised."""
+
+        def group(part: list[tuple[int, Classes]]) -> list[tuple[int, Any]]:
+            answers: list[tuple[int, Any]] = []
+            for w, action in part:
+                try:
+                    answers.append((w, self._worlds[w].step(self.agent.codec.decode(action))))
+                except WorldFailed as error:
+                    answers.append((w, error))
+            return answers
+
+        if self._pool is None:
+            return group(moves)
+        parts = [moves[i :: self.threads] for i in range(self.threads)]
+        return sorted(
+            (answer for part in self._pool.map(group, parts) for answer in part), key=lambda answer: answer[0]
+        )
 
     def _choose(
         self, frames: torch.Tensor, uniform: torch.Tensor, cache: Any

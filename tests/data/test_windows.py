@@ -1,0 +1,117 @@
+"""Which windows an epoch holds, and that a loader goes on where it was."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.helpers import made_up, record
+
+from lit_align.data.loader import ResumableLoader
+from lit_align.data.modules import TrajectoryDataModule
+from lit_align.data.select import Select
+from lit_align.data.windows import batches_per_epoch, plan_epoch
+
+plans = st.tuples(
+    st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(1, 16), st.integers(1, 5), st.integers(0, 9), st.integers(0, 9), st.integers(1, 3)
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(plans)
+def test_windows_lie_inside_their_episodes_and_ranks_share_them_out(drawn):
+    lengths, window, batch_size, seed, epoch, ranks = drawn
+    lengths = np.array(lengths)
+    parts = [plan_epoch(lengths, window, batch_size, seed, epoch, rank, ranks) for rank in range(ranks)]
+    count = batches_per_epoch(lengths, window, batch_size, ranks)
+    assert [len(part) for part in parts] == [count] * ranks
+    windows = [w for part in parts for batch in part for w in batch]
+    assert len(windows) == count * ranks * batch_size
+    assert all(w.length == min(window, lengths[w.episode]) and 0 <= w.start <= lengths[w.episode] - w.length for w in windows)
+    per_episode = np.bincount([w.episode for w in windows], minlength=len(lengths))
+    assert (per_episode <= np.ceil(lengths / window)).all()
+    alone = plan_epoch(lengths, window, batch_size, seed, epoch)
+    assert sum(len(part) for part in parts) <= len(alone) + ranks
+    assert plan_epoch(lengths, window, batch_size, seed, epoch, 0, ranks) == parts[0]
+
+
+def test_other_epochs_and_seeds_have_another_order():
+    lengths = np.full(64, 30)
+    first = plan_epoch(lengths, 16, 4, seed=0, epoch=0)
+    assert plan_epoch(lengths, 16, 4, seed=0, epoch=1) != first
+    assert plan_epoch(lengths, 16, 4, seed=1, epoch=0) != first
+
+
+@given(st.integers(1, 6), st.integers(0, 20))
+def test_a_loader_goes_on_with_the_very_next_batch(length, stop):
+    def make():
+        return ResumableLoader(lambda epoch: [(epoch, i) for i in range(length)], lambda d: {"batch": d}, length)
+
+    def endless(loader):
+        while True:
+            yield from loader
+
+    whole = [b for b, _ in zip(endless(make()), range(30), strict=False)]
+    loader = make()
+    before = [b for b, _ in zip(endless(loader), range(stop), strict=False)]
+    state = loader.state_dict()
+    after = make()
+    after.load_state_dict(state)
+    # `zip` pulls one batch more than it keeps, except when nothing was asked for.
+    assert before + [b for b, _ in zip(endless(after), range(5), strict=False)] == whole[:stop] + whole[stop + 1 : stop + 6] if stop else True
+    assert whole[:stop] == before
+
+
+def test_batches_hold_the_recorded_frames_beside_their_actions(tmp_path):
+    folder = record(tmp_path / "play", [made_up(i, 5 + i) for i in range(8)])
+    data = TrajectoryDataModule([folder], window=6, batch_size=3, val_fraction=0.25)
+    data.setup()
+    known = {tuple(t.frames[s].ravel()[:40].tolist()): t.actions[s] for t in (made_up(i, 5 + i) for i in range(8)) for s in range(len(t))}
+    batches = list(data.train_dataloader())
+    assert batches
+    for batch in batches:
+        for row, length in enumerate(batch["lengths"].tolist()):
+            for step in range(length):
+                want = known[tuple(batch["frames"][row, step].numpy().ravel()[:40].tolist())]
+                assert np.array_equal(batch["actions"][row, step].numpy(), want)
+    train = {tuple(e) for e in data.train_episodes.tolist()}
+    assert len(train) == 6
+    assert train.isdisjoint(tuple(e) for e in data.val_episodes.tolist())
+
+
+def test_selection_keeps_what_it_says(tmp_path):
+    import json
+
+    episodes = [made_up(i, 3 + i, outcome="left" if i % 2 else "none") for i in range(10)]
+    folder = record(tmp_path / "play", episodes)
+    scores = tmp_path / "scores.json"
+    scores.write_text(json.dumps({"scores": {str(i): float(-i) for i in range(10)}}))
+    from lit_align.data.trajectories import TrajectoryDataset
+
+    dataset = TrajectoryDataset(folder)
+    assert Select(scores=str(scores), top=0.2).apply(dataset).tolist() == [0, 1]
+    assert Select(outcomes=["left"], max_steps=8).apply(dataset).tolist() == [1, 3, 5]
+    assert Select(scores=str(scores), at_least=-4.0, outcomes=["left"], limit=1).apply(dataset).tolist() == [1]
+    with pytest.raises(ValueError, match="leaves no episode"):
+        Select(outcomes=["middle"]).apply(dataset)
+    with pytest.raises(ValueError, match=r"need data\.select\.scores"):
+        Select(top=0.2).apply(dataset)
+    scores.write_text(json.dumps({"scores": {"0": 1.0}}))
+    with pytest.raises(ValueError, match="no score for 9 of the 10"):
+        Select(scores=str(scores)).apply(dataset)
+
+
+def test_folders_that_do_not_go_together_are_named(tmp_path):
+    a = record(tmp_path / "a", [made_up(0, 5)])
+    b = record(tmp_path / "b", [made_up(0, 5, space=made_up_space())], space=made_up_space())
+    with pytest.raises(ValueError, match=r"they must be the same"):
+        TrajectoryDataModule([a, b])
+    with pytest.raises(ValueError, match=r"fewer than one batch of 32"):
+        data = TrajectoryDataModule([a])
+        data.setup()
+        data.train_dataloader()
+
+
+def made_up_space():
+    from gymnasium import spaces
+
+    return spaces.Discrete(3)

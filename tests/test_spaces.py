@@ -1,0 +1,76 @@
+"""Actions to classes and back, for the gamepad and for any Gymnasium space."""
+
+import json
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lit_align.spaces import PAPER_CENTRES, PAPER_EDGES, ActionCodec, gamepad_space
+
+ANY = spaces.Tuple(
+    (
+        spaces.Discrete(5, start=-2),
+        spaces.MultiDiscrete(np.array([[2, 3], [4, 200]])),
+        spaces.Dict({"throttle": spaces.Box(0.0, 30.0, (2,), np.float64), "fire": spaces.MultiBinary(3)}),
+    )
+)
+
+
+def test_the_gamepad_has_the_papers_sixteen_heads():
+    codec = ActionCodec(gamepad_space())
+    assert codec.sizes == (2,) * 12 + (11,) * 4
+    assert [h.name for h in codec.heads[12:]] == ["left_stick.0", "left_stick.1", "right_stick.0", "right_stick.1"]
+
+
+@given(st.lists(st.floats(-1, 1), min_size=4, max_size=4), st.lists(st.booleans(), min_size=12, max_size=12))
+def test_sticks_fall_into_the_papers_bins_as_digitize_says(sticks, buttons):
+    codec = ActionCodec(gamepad_space())
+    action = {"buttons": np.array(buttons, np.int8), "left_stick": np.array(sticks[:2]), "right_stick": np.array(sticks[2:])}
+    classes = codec.encode(action)
+    assert classes.tolist() == [int(b) for b in buttons] + (np.digitize(sticks, PAPER_EDGES) - 1).tolist()
+    back = codec.decode(classes)
+    assert gamepad_space().contains(back)
+    assert np.allclose(np.concatenate([back["left_stick"], back["right_stick"]]), np.array(PAPER_CENTRES)[classes[12:]])
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_any_space_decodes_to_its_own_and_keeps_classes(seed):
+    codec = ActionCodec(ANY)
+    ANY.seed(seed)
+    classes = codec.encode(ANY.sample())
+    action = codec.decode(classes)
+    assert ANY.contains(action)
+    assert codec.encode(action).tolist() == classes.tolist()  # every centre lies in its own bin
+    assert ActionCodec.from_dict(json.loads(json.dumps(codec.to_dict()))) == codec
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"left_stick": np.array([np.nan, 0])}, r"left_stick\.0.*nan.*finite"),
+        ({"right_stick": np.array([0, 1.5])}, r"right_stick\.1.*1\.5.*\[-1\.0, 1\.0\]"),
+        ({"buttons": np.full(12, 2)}, r"buttons\.0.*0\.\.1"),
+        ({"buttons": np.zeros(11)}, "15 values.*16 dimensions"),
+        ({"stick": 1}, "keys"),
+    ],
+)
+def test_an_action_that_does_not_fit_is_named(change, word):
+    codec = ActionCodec(gamepad_space())
+    action = {"buttons": np.zeros(12), "left_stick": np.zeros(2), "right_stick": np.zeros(2), **change}
+    with pytest.raises(ValueError, match=word):
+        codec.encode(action)
+
+
+def test_spaces_that_cannot_be_cut_into_classes_are_refused():
+    with pytest.raises(ValueError, match="bounded Box"):
+        ActionCodec(spaces.Box(-np.inf, np.inf, (1,)))
+    with pytest.raises(ValueError, match="Text"):
+        ActionCodec(spaces.Dict({"say": spaces.Text(3)}))
+    with pytest.raises(ValueError, match="unknown kind"):
+        ActionCodec.from_dict({"kind": "Pickle"})
+    with pytest.raises(ValueError, match="not complete"):
+        ActionCodec.from_dict({"kind": "Box", "low": [0]})
