@@ -1,7 +1,8 @@
 """Action spaces and the classes of an agent's action heads.
 
-An agent chooses one class per head. A head is one dimension of the environment's action space: a button (two classes), a discrete choice, or an axis
-cut into bins. `ActionCodec` translates both ways for any Gymnasium space made of `Box`, `Discrete`, `MultiDiscrete`, `MultiBinary`, `Dict` and `Tuple`.
+An agent chooses one class per head. A head is one dimension of the environment's action space: a button (two classes),
+a discrete choice, or an axis cut into bins. `ActionCodec` translates both ways for any Gymnasium space made of `Box`,
+`Discrete`, `MultiDiscrete`, `MultiBinary`, `Dict` and `Tuple`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 
 from lit_align.errors import UserError
 
-# The stick bins of the paper's game (Bleeding Edge): non-uniform, finer near the centre. Edges are those of the WHAM release; `np.digitize` semantics.
+# The stick bins of the paper's game (Bleeding Edge): non-uniform, finer near the centre. Edges are those of the WHAM
+# release; `np.digitize` semantics.
 PAPER_EDGES = (-1.05, -0.95, -0.75, -0.5, -0.25, -0.05, 0.05, 0.25, 0.5, 0.75, 0.95, 1.05)
 PAPER_CENTRES = (-1.0, -0.85, -0.625, -0.375, -0.15, 0.0, 0.15, 0.375, 0.625, 0.85, 1.0)
 AXIS_BINS = 11
@@ -46,7 +48,10 @@ class Head:
 
 
 def gamepad_space() -> spaces.Dict:
-    """Two sticks in [-1, 1] and twelve buttons: the action space of the paper's agent, 16 heads (12 x 2 and 4 x 11 classes)."""
+    """Two sticks in [-1, 1] and twelve buttons: the action space of the paper's agent.
+
+    16 heads (12 x 2 and 4 x 11 classes).
+    """
     return spaces.Dict(
         {
             "buttons": spaces.MultiBinary(12),
@@ -105,7 +110,8 @@ class ActionCodec:
         _flatten(self.space, action, values)
         if len(values) != len(self.heads):
             raise UserError(
-                f"the action has {len(values)} values, the action space {len(self.heads)} dimensions: {describe(self.heads)}"
+                f"the action has {len(values)} values, the action space {len(self.heads)} dimensions: "
+                f"{describe(self.heads)}"
             )
         return np.array(
             [_to_class(head, value) for head, value in zip(self.heads, values, strict=True)], dtype=np.uint8
@@ -191,7 +197,8 @@ def _collect(space: spaces.Space[Any], path: str, heads: list[Head]) -> None:
         heads.extend(_axes(space, path))
     else:
         raise UserError(
-            f"action space part '{path or 'action'}' is {space}; expected Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple"
+            f"action space part '{path or 'action'}' is {space}; "
+            "expected Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple"
         )
 
 
@@ -207,7 +214,8 @@ def _axes(space: spaces.Box, path: str) -> list[Head]:
         name = _join(path, i)
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise UserError(
-                f"action dimension '{name}' has bounds [{low}, {high}]; a bounded Box is needed to cut it into {AXIS_BINS} bins"
+                f"action dimension '{name}' has bounds [{low}, {high}]; "
+                f"a bounded Box is needed to cut it into {AXIS_BINS} bins"
             )
         if (low, high) == (-1.0, 1.0):
             heads.append(Head(name, AXIS_BINS, "axis", PAPER_CENTRES, PAPER_EDGES[1:-1]))
@@ -249,7 +257,8 @@ def _to_class(head: Head, value: float) -> int:
     cls = round(value) - head.offset
     if not 0 <= cls < head.classes or value != round(value):
         raise UserError(
-            f"action dimension '{head.name or 'action'}' is {value}; expected an integer in {head.offset}..{head.offset + head.classes - 1}"
+            f"action dimension '{head.name or 'action'}' is {value}; "
+            f"expected an integer in {head.offset}..{head.offset + head.classes - 1}"
         )
     return cls
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -17,6 +18,8 @@ def _same_process_state() -> Iterator[None]:
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "PL_GLOBAL_SEED", "PL_SEED_WORKERS")
     kept = {name: os.environ.get(name) for name in names}
     folder = os.getcwd()
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
     yield
     os.chdir(folder)
     for name, value in kept.items():

@@ -28,7 +28,9 @@ def tiny_agent(seed: int = 0, space: spaces.Space[Any] | None = None) -> Agent:
     return agent
 
 
-def made_up(episode: int, steps: int, seed: int = 0, outcome: str = "left", space: spaces.Space[Any] | None = None) -> Trajectory:
+def made_up(
+    episode: int, steps: int, seed: int = 0, outcome: str = "left", space: spaces.Space[Any] | None = None
+) -> Trajectory:
     """A trajectory of noise whose actions follow from its pixels."""
     rng = np.random.default_rng([seed, episode])
     sizes = ActionCodec(space or gamepad_space()).sizes
@@ -56,9 +58,10 @@ def record(folder, trajectories, space: spaces.Space[Any] | None = None):
 
 
 class LightWorld(gymnasium.Env):
-    """A lamp of a random colour: pixels that follow from (seed, step, last action); ends after a number of steps that the seed decides.
+    """A lamp of a random colour: pixels that follow from (seed, step, last action).
 
-    Outcome `left` if the first button was pressed more often than not.
+    It ends after a number of steps that the seed decides, with the outcome `left` if the first button was pressed more
+    often than not.
     """
 
     metadata = {"render_modes": [], "render_fps": 10.0}
@@ -94,4 +97,5 @@ class LightWorld(gymnasium.Env):
         return self._frame(pressed), float(over), over, False, self._info(outcome, "reached" if over else "")
 
 
-gymnasium.register("LitAlign-test/Light-v0", entry_point=LightWorld) if "LitAlign-test/Light-v0" not in gymnasium.registry else None
+if "LitAlign-test/Light-v0" not in gymnasium.registry:
+    gymnasium.register("LitAlign-test/Light-v0", entry_point=LightWorld)

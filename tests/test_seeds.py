@@ -3,15 +3,21 @@
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_align.seeds import PURPOSES, episode_seeds
 
 
-@given(st.lists(st.tuples(st.sampled_from(PURPOSES), st.integers(0, 1023)), unique=True, max_size=6), st.integers(0, 2**24 - 50))
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(PURPOSES), st.integers(0, 1023)), unique=True, max_size=6),
+    st.integers(0, 2**24 - 50),
+)
 def test_no_two_purposes_or_runs_share_a_seed(runs, start):
-    ranges = [set(episode_seeds(purpose, seed, 50, start)) | set(episode_seeds(purpose, seed, 50)) for purpose, seed in runs]
+    ranges = [
+        set(episode_seeds(purpose, seed, 50, start)) | set(episode_seeds(purpose, seed, 50)) for purpose, seed in runs
+    ]
     assert all(a.isdisjoint(b) for a, b in itertools.combinations(ranges, 2))
 
 

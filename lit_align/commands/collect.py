@@ -41,14 +41,16 @@ def run(
     Args:
         out: Folder to write; it must not exist or be empty.
         agent: Folder of the agent that plays; None lets scripted players play.
-        players: Scripted players and how often each plays, such as `{goal: 3, wander: 1}`; None takes the island's own mixture.
+        players: Scripted players and how often each plays, such as `{goal: 3, wander: 1}`; None takes the island's
+            own mixture.
         episodes: Episodes to record.
         only: Keep episodes with one of these outcomes only, and play on until `episodes` are kept.
         targets: Scripted players head for these in turn; None lets each choose.
         env: Gymnasium id of the world.
         env_args: Arguments that it is made with, such as `{size: 64}`.
         seed: The run's seed: worlds, players and choices follow from it.
-        purpose: Range of seeds to play: play, demonstrations, rollouts, train, validation or evaluation; by default `rollouts` for an agent, `play` for players.
+        purpose: Range of seeds to play: play, demonstrations, rollouts, train, validation or evaluation; by default
+            `rollouts` for an agent, `play` for players.
         temperature: Sampling temperature of an agent.
         worlds: Worlds that an agent plays in one batch.
         workers: Processes for scripted players; None takes one for each core.
@@ -57,7 +59,8 @@ def run(
     purpose = purpose or ("rollouts" if agent else "play")
     if purpose not in PURPOSES or episodes < 1:
         raise UserError(
-            f"purpose is {purpose!r} and episodes {episodes}; expected one of {', '.join(PURPOSES)}, and 1 episode or more"
+            f"purpose is {purpose!r} and episodes {episodes}; expected one of {', '.join(PURPOSES)}, "
+            "and 1 episode or more"
         )
     env_args = dict(env_args or {})
     world = make(env, **env_args)

@@ -21,7 +21,8 @@ class Rule:
 
     Attributes:
         name: What the rule wants, such as `left`; reports name the reward model by it.
-        ranking: Groups of outcomes, the best first; two episodes of one group tie. Outcomes that are not named rank below all groups.
+        ranking: Groups of outcomes, the best first; two episodes of one group tie. Outcomes that are not named rank
+            below all groups.
     """
 
     name: str
@@ -61,7 +62,8 @@ def run(
     """
     if not 0 < test_fraction < 1 or comparisons < 1 or test_comparisons < 1:
         raise UserError(
-            f"test_fraction {test_fraction}, comparisons {comparisons}, test_comparisons {test_comparisons}; expected a fraction between 0 and 1, and 1 or more"
+            f"test_fraction {test_fraction}, comparisons {comparisons}, test_comparisons {test_comparisons}; "
+            "expected a fraction between 0 and 1, and 1 or more"
         )
     dataset = TrajectoryDataset(trajectories)
     ids, ranks = dataset.episodes["id"], rule.ranks(dataset.episodes["outcome"].astype(str))
@@ -76,7 +78,8 @@ def run(
         first, second = _draw(ranks, episodes, wanted, ties, rng)
         if not len(first) or (split == "train" and len(first) < wanted):
             raise UserError(
-                f"'{trajectories}' gives {len(first)} {split} pairs that the rule '{rule.name}' decides, {wanted} were asked for "
+                f"'{trajectories}' gives {len(first)} {split} pairs that the rule '{rule.name}' decides, "
+                f"{wanted} were asked for "
                 f"(outcomes {dataset.meta.outcomes}); record more episodes or ask for fewer"
             )
         swap = ranks[first] > ranks[second]

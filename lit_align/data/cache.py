@@ -20,8 +20,8 @@ from lit_align.errors import UserError
 class FrameCache:
     """All frames and actions of a folder of trajectories, decoded.
 
-    The map lies in `<folder>/.cache`, or under `$LIT_ALIGN_CACHE` when that is set or the folder cannot be written to. It is rebuilt when the
-    folder's `meta.json` changes.
+    The map lies in `<folder>/.cache`, or under `$LIT_ALIGN_CACHE` when that is set or the folder cannot be written to.
+    It is rebuilt when the folder's `meta.json` changes.
 
     Args:
         folder: A folder of trajectories.
@@ -68,7 +68,8 @@ class FrameCache:
         free = os.statvfs(self.path.parent).f_bavail * os.statvfs(self.path.parent).f_frsize
         if needed > free:
             raise UserError(
-                f"decoding '{self.dataset.folder}' takes {needed / 1e9:.1f} GB in '{self.path.parent}', where {free / 1e9:.1f} GB are free; "
+                f"decoding '{self.dataset.folder}' takes {needed / 1e9:.1f} GB in '{self.path.parent}', "
+                f"where {free / 1e9:.1f} GB are free; "
                 "set LIT_ALIGN_CACHE to a folder with more room"
             )
         aside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
@@ -80,7 +81,9 @@ class FrameCache:
             def decode(index: int, images: list[bytes]) -> None:
                 start, steps = self.starts[index], self.lengths[index]
                 pixels = decode_frames(images)
-                frames[start : start + steps + 1] = pixels if pixels.shape[1] == self.size else resize(pixels, self.size)
+                frames[start : start + steps + 1] = (
+                    pixels if pixels.shape[1] == self.size else resize(pixels, self.size)
+                )
 
             # Pillow decodes outside the interpreter's lock; Parquet files are read here alone, for they are not to be
             # shared by threads. A few episodes wait at a time, so that memory stays small.

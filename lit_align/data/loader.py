@@ -13,7 +13,8 @@ from lit_align.errors import UserError
 class ResumableLoader:
     """Batches of an epoch, planned first and made one at a time.
 
-    Lightning saves `state_dict` with its checkpoints and gives it back, so that a killed run goes on with the very next batch.
+    Lightning saves `state_dict` with its checkpoints and gives it back, so that a killed run goes on with the
+    very next batch.
 
     Args:
         plan: Gives the descriptors of an epoch's batches, a function of the epoch's number alone.

@@ -83,7 +83,8 @@ class TrajectoryDataModule(pl.LightningDataModule):
         self.image_size = image_size or metas[0].image_size
         if any((image_size or meta.image_size) != self.image_size for meta in metas):
             raise UserError(
-                f"the folders hold frames of {sorted({m.image_size for m in metas})} pixels; set data.image_size to resize them to one"
+                f"the folders hold frames of {sorted({m.image_size for m in metas})} pixels; "
+                "set data.image_size to resize them to one"
             )
         self._caches: list[FrameCache] = []
 
@@ -130,7 +131,8 @@ class TrajectoryDataModule(pl.LightningDataModule):
         if not count:
             windows = int(np.ceil(lengths / self.window).sum())
             raise UserError(
-                f"{len(lengths)} episodes give {windows} windows, fewer than one batch of {self.batch_size} for {ranks} processes; lower data.batch_size"
+                f"{len(lengths)} episodes give {windows} windows, fewer than one batch of {self.batch_size} "
+                f"for {ranks} processes; lower data.batch_size"
             )
         return ResumableLoader(
             lambda epoch: plan_epoch(lengths, self.window, self.batch_size, self.seed, epoch, rank, ranks),
@@ -139,7 +141,10 @@ class TrajectoryDataModule(pl.LightningDataModule):
         )
 
     def val_dataloader(self) -> ResumableLoader | list[Batch]:
-        """The held-out episodes, the same windows every time, shared out over the processes; a short last batch is kept."""
+        """The held-out episodes, the same windows every time, shared out over the processes.
+
+        A short last batch is kept.
+        """
         rank, ranks = world_of(self)
         if not len(self.val_episodes):
             return []
@@ -193,7 +198,8 @@ class PreferenceDataModule(pl.LightningDataModule):
         self.pairs, self.seed = pairs, seed
         if pairs < 1 or not len(self.train_pairs):
             raise UserError(
-                f"data.pairs is {pairs} and there are {len(self.train_pairs)} comparisons to train on; expected 1 or more of both"
+                f"data.pairs is {pairs} and there are {len(self.train_pairs)} comparisons to train on; "
+                "expected 1 or more of both"
             )
 
     def prepare_data(self) -> None:
@@ -206,7 +212,8 @@ class PreferenceDataModule(pl.LightningDataModule):
         overlap = np.intersect1d(self._ids(self.train_pairs), self._ids(self.test_pairs))
         if len(overlap):
             raise UserError(
-                f"{len(overlap)} episodes of '{self.preferences}' are in training and in test comparisons (first: {overlap[0]}); split by episode"
+                f"{len(overlap)} episodes of '{self.preferences}' are in training and in test comparisons "
+                f"(first: {overlap[0]}); split by episode"
             )
         self._neighbours: dict[int, list[int]] = defaultdict(list)
         for i, episode in enumerate(self.train_pairs.chosen):

@@ -67,7 +67,8 @@ class Select:
             kept = kept[: self.limit]
         if not len(kept):
             raise UserError(
-                f"data.select leaves no episode of '{dataset.folder}' ({len(dataset)} episodes, outcomes {dataset.meta.outcomes})"
+                f"data.select leaves no episode of '{dataset.folder}' ({len(dataset)} episodes, "
+                f"outcomes {dataset.meta.outcomes})"
             )
         return np.sort(kept)
 
@@ -84,6 +85,7 @@ def read_scores(path: str | Path, dataset: TrajectoryDataset) -> NDArray[np.floa
     missing = [int(e) for e in dataset.episodes["id"] if str(int(e)) not in scores]
     if missing:
         raise UserError(
-            f"'{path}' has no score for {len(missing)} of the {len(dataset)} episodes of '{dataset.folder}' (first: {missing[0]})"
+            f"'{path}' has no score for {len(missing)} of the {len(dataset)} episodes of '{dataset.folder}' "
+            f"(first: {missing[0]})"
         )
     return np.array([scores[str(int(e))] for e in dataset.episodes["id"]], np.float64)

@@ -1,6 +1,7 @@
 """Trajectories on disk: a Hugging Face `datasets` Parquet folder and its `meta.json`.
 
-A row is a frame, a row group is an episode, so that the folder opens in `datasets.load_dataset` and in the Hub's viewer, and one episode is one read.
+A row is a frame, a row group is an episode, so that the folder opens in `datasets.load_dataset` and in the Hub's
+viewer, and one episode is one read.
 """
 
 from __future__ import annotations
@@ -88,7 +89,10 @@ def arrow_schema() -> pa.Schema:
 
 
 def encode(trajectory: Trajectory, schema: pa.Schema | None = None) -> pa.Table:
-    """A trajectory as a table of T + 1 rows; frames become lossless PNG, the last row has no action, reward or log-probability."""
+    """A trajectory as a table of T + 1 rows.
+
+    Frames become lossless PNG; the last row has no action, reward or log-probability.
+    """
     schema = schema or arrow_schema()
     steps, rows = len(trajectory), len(trajectory) + 1
     log_probs = [None] * rows if trajectory.log_probs is None else [*trajectory.log_probs.tolist(), None]
@@ -186,7 +190,8 @@ class TrajectoryWriter:
             raise UserError(f"episode {episode} was written already; ids must differ")
         if self.meta.image_size not in (0, image_size):
             raise UserError(
-                f"episode {episode} has frames of {image_size} pixels, the ones before {self.meta.image_size}; one folder holds one size"
+                f"episode {episode} has frames of {image_size} pixels, the ones before {self.meta.image_size}; "
+                "one folder holds one size"
             )
         if self._shard is None or self._bytes > _SHARD_BYTES:
             self._open_shard()
@@ -256,7 +261,8 @@ def read_meta(folder: str | Path) -> Meta:
             found = pq.read_metadata(shard).num_rows
         except (OSError, pa.ArrowInvalid) as error:
             raise UserError(
-                f"shard {shard} cannot be read ({str(error).splitlines()[0]}); it is missing or was cut short: record or fetch it again"
+                f"shard {shard} cannot be read ({str(error).splitlines()[0]}); it is missing or was cut short: "
+                "record or fetch it again"
             ) from error
         if found != rows:
             raise UserError(f"shard {shard} holds {found} frames, meta.json says {rows}; record or fetch it again")
@@ -275,7 +281,8 @@ class TrajectoryDataset:
     Attributes:
         meta: What the folder says of itself.
         codec: The action space.
-        episodes: Columns `id, seed, length, outcome, reason, player, terminated, truncated`, an array each, a value an episode.
+        episodes: Columns `id, seed, length, outcome, reason, player, terminated, truncated`, an array each, a
+            value an episode.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -300,7 +307,9 @@ class TrajectoryDataset:
 
     @cached_property
     def _files(self) -> dict[str, pq.ParquetFile]:
-        return {shard: pq.ParquetFile(self.folder / shard, memory_map=True, pre_buffer=False) for shard in self.meta.shards}
+        return {
+            shard: pq.ParquetFile(self.folder / shard, memory_map=True, pre_buffer=False) for shard in self.meta.shards
+        }
 
     def __len__(self) -> int:
         """Number of episodes."""

@@ -25,9 +25,11 @@ class Trajectory:
         outcome: How the episode ended, a short word of the environment (`left`, `none`, ...).
         reason: A finer word for the same.
         player: Who played: a scripted player or an agent's folder.
-        positions: Where the player was `(T + 1, 3)`, float32, in the world's units; zeros where the world does not tell.
+        positions: Where the player was `(T + 1, 3)`, float32, in the world's units; zeros where the world does
+            not tell.
         rewards: The environment's own rewards `(T,)`, float32.
-        log_probs: Joint log-probability of each action under the sampling policy at its temperature `(T,)`, float32; None when unknown.
+        log_probs: Joint log-probability of each action under the sampling policy at its temperature `(T,)`,
+            float32; None when unknown.
         terminated: The environment ended the episode.
         truncated: A time limit ended it.
     """
@@ -65,12 +67,13 @@ class Trajectory:
         if array.dtype != dtype or not fits:
             wanted = "(" + ", ".join("*" if n is None else str(n) for n in shape) + ")"
             raise UserError(
-                f"episode {self.id}: {name} is {array.dtype} of shape {array.shape}, expected {np.dtype(dtype)} of shape {wanted} "
-                f"for {len(self.actions)} actions"
+                f"episode {self.id}: {name} is {array.dtype} of shape {array.shape}, "
+                f"expected {np.dtype(dtype)} of shape {wanted} for {len(self.actions)} actions"
             )
         if array.dtype == np.float32 and not np.isfinite(array).all():
             raise UserError(
-                f"episode {self.id}: {name} holds a value that is not finite (step {int(np.argwhere(~np.isfinite(array))[0][0])})"
+                f"episode {self.id}: {name} holds a value that is not finite "
+                f"(step {int(np.argwhere(~np.isfinite(array))[0][0])})"
             )
 
     def __len__(self) -> int:

@@ -12,7 +12,10 @@ from lit_align.data.loader import rng
 
 @dataclass(frozen=True)
 class Window:
-    """Steps `start .. start + length - 1` of an episode; `episode` is its place in the list that the plan was made from."""
+    """Steps `start .. start + length - 1` of an episode.
+
+    `episode` is its place in the list that the plan was made from.
+    """
 
     episode: int
     start: int
@@ -34,10 +37,11 @@ def plan_epoch(
     ranks: int = 1,
     bucket: int = 8,
 ) -> list[list[Window]]:
-    """Random windows of an epoch, batched: an episode of T steps gives ceil(T / window) windows of min(T, window) steps.
+    """Random windows of an epoch, batched.
 
-    Windows of like length share a batch (within groups of `bucket` batches), so that little is spent on padding. All ranks draw the same plan and
-    take every `ranks`-th batch of it.
+    An episode of T steps gives ceil(T / window) windows of min(T, window) steps. Windows of like length share a batch
+    (within groups of `bucket` batches), so that little is spent on padding. All ranks draw the same plan and take
+    every `ranks`-th batch of it.
 
     Args:
         lengths: Env steps of each episode `(episodes,)`.

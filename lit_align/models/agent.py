@@ -37,7 +37,8 @@ class Agent(nn.Module):
         self.head = nn.Linear(config.width, sum(codec.sizes))
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
-        # Row h of `layout` names the logits of head h, padded to the widest head with the index of an extra, impossible logit.
+        # Row h of `layout` names the logits of head h, padded to the widest head with the index of an extra,
+        # impossible logit.
         widest, first = max(codec.sizes), 0
         layout = torch.full((len(codec.sizes), widest), sum(codec.sizes))
         for h, size in enumerate(codec.sizes):
@@ -47,7 +48,10 @@ class Agent(nn.Module):
         self.layout: Tensor
 
     def log_probs_of(self, features: Tensor, temperature: float = 1.0) -> Tensor:
-        """Log-probabilities `(..., heads, widest)` of every class, float32; classes that a head lacks have probability 0."""
+        """Log-probabilities `(..., heads, widest)` of every class, float32.
+
+        Classes that a head lacks have probability 0.
+        """
         logits = self.head(features).float() / temperature
         logits = torch.cat((logits, logits.new_full((*logits.shape[:-1], 1), _PAD)), dim=-1)
         return torch.log_softmax(logits[..., self.layout], dim=-1)
@@ -65,7 +69,7 @@ class Agent(nn.Module):
         return self.log_probs_of(self.backbone(frames), temperature)
 
     def step(self, frames: Tensor, cache: KVCache, temperature: float = 1.0) -> Tensor:
-        """Log-probabilities `(B, heads, widest)` for the next frame of each world `(B, H, W, 3)`; moves the cache on."""
+        """Log-probabilities `(B, heads, widest)` for each world's next frame `(B, H, W, 3)`; moves the cache on."""
         return self.log_probs_of(self.backbone.step(frames, cache), temperature)
 
     def new_cache(self, worlds: int) -> KVCache:
@@ -108,7 +112,7 @@ class Agent(nn.Module):
 
 
 def gather_log_prob(log_probs: Tensor, actions: Tensor) -> Tensor:
-    """Joint log-probability `(...)` of actions `(..., heads)` under `(..., heads, widest)`: independent heads add up."""
+    """Joint log-probability `(...)` of actions `(..., heads)` under `(..., heads, widest)`: heads add up."""
     return log_probs.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1).sum(-1)
 
 
@@ -118,5 +122,5 @@ def entropy(log_probs: Tensor) -> Tensor:
 
 
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Exact KL(p || q) `(...)` in nats of independent heads `(..., heads, widest)`: the sum of the heads' divergences."""
+    """Exact KL(p || q) `(...)` in nats of independent heads `(..., heads, widest)`: the sum over heads."""
     return (log_p.exp() * (log_p - log_q)).sum((-1, -2))

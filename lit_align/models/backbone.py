@@ -38,7 +38,7 @@ class Backbone(nn.Module):
         return out
 
     def step(self, frames: Tensor, cache: KVCache) -> Tensor:
-        """The next frame of each world `(B, H, W, 3)`, uint8, to features `(B, width)`; the cache moves on by one frame."""
+        """The next frame of each world `(B, H, W, 3)`, uint8, to features `(B, width)`; moves the cache on."""
         return self.transformer.step(self.vision(frames), cache)
 
     def new_cache(self, worlds: int) -> KVCache:
@@ -52,5 +52,6 @@ def check_frames(frames: Tensor, size: int) -> None:
     """Raises ValueError unless `frames` is uint8 `(..., size, size, 3)`."""
     if frames.dtype != torch.uint8 or frames.shape[-3:] != (size, size, 3):
         raise UserError(
-            f"frames are {frames.dtype} of shape {tuple(frames.shape)}; expected uint8 of shape (..., {size}, {size}, 3)"
+            f"frames are {frames.dtype} of shape {tuple(frames.shape)}; "
+            f"expected uint8 of shape (..., {size}, {size}, 3)"
         )

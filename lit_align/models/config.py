@@ -12,7 +12,8 @@ from lit_align.errors import UserError
 class BackboneConfig:
     """Architecture of the trunk that agents and reward models share.
 
-    The defaults are the `tiny` size (about 1.5M parameters, 64x64 pixels). The paper's agent is 8 layers of width 1024 at 128x128.
+    The defaults are the `tiny` size (about 1.5M parameters, 64x64 pixels). The paper's agent is 8 layers of width
+    1024 at 128x128.
 
     Attributes:
         image_size: Height and width of the frames in pixels; a power of two, 32 or more.
@@ -21,7 +22,8 @@ class BackboneConfig:
         width: Width of the transformer, d.
         layers: Number of transformer layers.
         heads: Number of attention heads; `width / heads` must be even (rotary positions).
-        context: Sliding attention window in frames, H in the paper (32). The receptive field is `layers * (context - 1) + 1` frames.
+        context: Sliding attention window in frames, H in the paper (32). The receptive field is
+            `layers * (context - 1) + 1` frames.
         mlp_ratio: Hidden width of a layer's MLP over `width`.
         norm: `layernorm` or `rmsnorm`.
         qk_norm: Normalise queries and keys (RMS), which steadies large models in low precision.

@@ -35,7 +35,8 @@ class RewardModel(nn.Module):
         super().__init__()
         if heads < 1 or readout not in get_args(Readout):
             raise UserError(
-                f"a reward model with {heads} heads and readout {readout!r}; expected 1 head or more and one of {get_args(Readout)}"
+                f"a reward model with {heads} heads and readout {readout!r}; "
+                f"expected 1 head or more and one of {get_args(Readout)}"
             )
         self.config = config
         self.heads = heads

@@ -1,7 +1,7 @@
 """A GPT-style causal transformer with a sliding attention window and a ring KV cache.
 
-Training sees whole sequences (`forward`), acting sees one frame at a time (`step`); both give the same outputs, because attention reaches back
-`context` frames in both and positions are relative (rotary, Su et al. 2021, arXiv 2104.09864).
+Training sees whole sequences (`forward`), acting sees one frame at a time (`step`); both give the same outputs, because
+attention reaches back `context` frames in both and positions are relative (rotary, Su et al. 2021, arXiv 2104.09864).
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ class KVCache:
     """Keys and values of the last `context` frames of each world, as a ring.
 
     Attributes:
-        keys: `(layers, B, heads, context, head_width)`; slot `t % context` holds frame `t`, rotated to its absolute position.
+        keys: `(layers, B, heads, context, head_width)`; slot `t % context` holds frame `t`, rotated to its
+            absolute position.
         values: The same shape.
         steps: Frames seen by each world since its reset `(B,)`, int64.
     """
@@ -31,7 +32,10 @@ class KVCache:
         self.steps = torch.zeros(worlds, device=device, dtype=torch.int64)
 
     def reset(self, worlds: Tensor | list[int] | None = None) -> None:
-        """Forgets the past of some worlds (all by default). Nothing is copied: slots that were not written since are masked out."""
+        """Forgets the past of some worlds (all by default).
+
+        Nothing is copied: slots that were not written since are masked out.
+        """
         if worlds is None:
             self.steps.zero_()
         else:
@@ -39,7 +43,10 @@ class KVCache:
 
 
 def rotary(positions: Tensor, head_width: int, base: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines `(..., head_width / 2)` of rotary positions; angles in float64, exact for very long episodes."""
+    """Cosines and sines `(..., head_width / 2)` of rotary positions.
+
+    Angles are in float64, exact for very long episodes.
+    """
     frequencies = base ** (-torch.arange(0, head_width, 2, device=positions.device, dtype=torch.float64) / head_width)
     angles = positions.to(torch.float64)[..., None] * frequencies
     return angles.cos().float(), angles.sin().float()
@@ -104,7 +111,10 @@ class Layer(nn.Module):
     def step(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, keys: Tensor, values: Tensor, slots: Tensor
     ) -> Tensor:
-        """One frame of each world `(B, 1, width)`; writes this layer's `keys` and `values` `(B, heads, context, head_width)` at `slots` `(B,)`."""
+        """One frame of each world `(B, 1, width)`.
+
+        Writes this layer's `keys` and `values` `(B, heads, context, head_width)` at `slots` `(B,)`.
+        """
         q, k, v = self.attention.split(self.norm1(x))
         rows = torch.arange(len(slots), device=x.device)
         keys[rows, :, slots] = rotate(k, cos, sin)[:, :, 0].to(keys.dtype)
@@ -134,7 +144,10 @@ class Transformer(nn.Module):
             nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Embeddings `(B, T, width)` of whole sequences to outputs of the same shape; frame t sees frames t - context + 1 to t."""
+        """Embeddings `(B, T, width)` of whole sequences to outputs of the same shape.
+
+        Frame t sees frames t - context + 1 to t.
+        """
         t = torch.arange(x.shape[1], device=x.device)
         age = t[:, None] - t[None, :]
         mask = (age >= 0) & (age < self.config.context)
@@ -145,7 +158,7 @@ class Transformer(nn.Module):
         return out
 
     def step(self, x: Tensor, cache: KVCache) -> Tensor:
-        """Embeddings `(B, width)` of the next frame of each world to outputs `(B, width)`; advances the cache in place."""
+        """Embeddings `(B, width)` of each world's next frame to outputs `(B, width)`; advances the cache in place."""
         steps = cache.steps
         slots = steps % self.config.context
         cos, sin = rotary(steps, self.config.width // self.config.heads, self.config.rope_base)

@@ -39,8 +39,8 @@ class Rollout:
 class RolloutDataModule(pl.LightningDataModule):
     """Worlds to play in, and the batches of an iteration.
 
-    One Lightning epoch is one iteration: `RolloutCallback` plays the episodes and fills the buffer, then the loop draws `epochs` passes of
-    `minibatches` batches over it. Batches are whole episodes.
+    One Lightning epoch is one iteration: `RolloutCallback` plays the episodes and fills the buffer, then the loop draws
+    `epochs` passes of `minibatches` batches over it. Batches are whole episodes.
 
     Args:
         env: Gymnasium id of the world.
@@ -67,7 +67,8 @@ class RolloutDataModule(pl.LightningDataModule):
         super().__init__()
         if min(worlds, episodes, minibatches, epochs, validation_episodes) < 1 or episodes % minibatches:
             raise UserError(
-                f"data.worlds {worlds}, data.episodes {episodes}, data.minibatches {minibatches}, data.epochs {epochs}: "
+                f"data.worlds {worlds}, data.episodes {episodes}, data.minibatches {minibatches}, "
+                f"data.epochs {epochs}: "
                 "expected 1 or more, and episodes a multiple of minibatches"
             )
         self.env, self.env_args = env, dict(env_args or {})
@@ -91,7 +92,8 @@ class RolloutDataModule(pl.LightningDataModule):
         rank, ranks = world_of(self)
         if self.episodes % (ranks * self.minibatches):
             raise UserError(
-                f"data.episodes is {self.episodes}; expected a multiple of processes x data.minibatches = {ranks} x {self.minibatches}"
+                f"data.episodes is {self.episodes}; expected a multiple of "
+                f"processes x data.minibatches = {ranks} x {self.minibatches}"
             )
         start = iteration * self.episodes
         seeds = episode_seeds("train", self.seed, self.episodes, start)
@@ -135,7 +137,10 @@ class RolloutDataModule(pl.LightningDataModule):
 
 
 def pad(trajectories: list[Trajectory], last: bool = False) -> tuple[Tensor, Tensor]:
-    """Frames `(B, T, H, W, 3)` padded on the right and how many of each count `(B,)`; `last` includes the frame after the last action."""
+    """Frames `(B, T, H, W, 3)` padded on the right and how many of each count `(B,)`.
+
+    `last` includes the frame after the last action.
+    """
     extra = int(last)
     lengths = [len(t) + extra for t in trajectories]
     frames = np.zeros((len(trajectories), max(lengths), *trajectories[0].frames.shape[1:]), np.uint8)
@@ -145,7 +150,10 @@ def pad(trajectories: list[Trajectory], last: bool = False) -> tuple[Tensor, Ten
 
 
 def collate(rollouts: list[Rollout]) -> Batch:
-    """Rollouts as one batch, padded on the right: frames, actions, log_probs `(B, T)`, reference `(B, T, heads, widest)`, advantages `(B,)`, lengths."""
+    """Rollouts as one batch, padded on the right.
+
+    Its entries: frames, actions, log_probs `(B, T)`, reference `(B, T, heads, widest)`, advantages `(B,)`, lengths.
+    """
     trajectories = [r.trajectory for r in rollouts]
     frames, lengths = pad(trajectories)
     steps = frames.shape[1]

@@ -33,7 +33,8 @@ class Learner(Protocol):
 class RolloutCallback(pl.Callback):
     """Fills the data module's buffer at the start of every epoch.
 
-    The worlds are played by a copy of the agent, synced once an iteration, so that no process waits in a collective while worlds differ in pace.
+    The worlds are played by a copy of the agent, synced once an iteration, so that no process waits in a collective
+    while worlds differ in pace.
     """
 
     def __init__(self) -> None:

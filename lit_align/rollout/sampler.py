@@ -29,12 +29,14 @@ def check_fits(agent: Agent, world: gymnasium.Env[Any, Any]) -> None:
     space = world.observation_space
     if space.shape != wanted or space.dtype != np.uint8:
         raise UserError(
-            f"the agent sees frames of shape {wanted}, uint8; the environment shows {space.shape}, {space.dtype}: make it with env_args size={wanted[0]}"
+            f"the agent sees frames of shape {wanted}, uint8; the environment shows {space.shape}, {space.dtype}: "
+            f"make it with env_args size={wanted[0]}"
         )
     codec = ActionCodec(world.action_space)
     if codec != agent.codec:
         raise UserError(
-            f"the agent acts on {agent.codec}; the environment takes {codec}: use an agent that was trained for this environment"
+            f"the agent acts on {agent.codec}; the environment takes {codec}: "
+            "use an agent that was trained for this environment"
         )
 
 
@@ -56,7 +58,8 @@ class _Episode:
 class Sampler:
     """Plays episodes with an agent, `worlds` of them at a time.
 
-    The noise of a choice is a function of (seed, episode id, step), so an episode does not depend on which world plays it or what plays beside it.
+    The noise of a choice is a function of (seed, episode id, step), so an episode does not depend on which world plays
+    it or what plays beside it.
 
     Args:
         agent: Who plays; put in evaluation mode.
@@ -196,13 +199,17 @@ class Sampler:
     def _choose(
         self, frames: torch.Tensor, uniform: torch.Tensor, cache: Any
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """Classes `(B, heads)` and their joint log-probabilities `(B,)` for frames `(B, H, W, 3)` and noise `(B, heads)` in [0, 1)."""
+        """Classes `(B, heads)` and their joint log-probabilities `(B,)` for frames `(B, H, W, 3)`.
+
+        The noise `(B, heads)` is in [0, 1).
+        """
         if self.temperature == 0:
             log_probs = self.agent.step(frames, cache)
             actions = log_probs.argmax(-1)
         else:
             log_probs = self.agent.step(frames, cache, self.temperature)
-            # Inverse of the cumulative distribution. Float64, so that the sum cannot end below the noise at a class that has no probability.
+            # Inverse of the cumulative distribution. Float64, so that the sum cannot end below the noise at a class
+            # that has no probability.
             cumulative = log_probs.double().exp().cumsum(-1)
             threshold = uniform.double() * cumulative[..., -1]
             actions = (cumulative <= threshold[..., None]).sum(-1)

@@ -1,8 +1,9 @@
 """Alignment: online policy gradient on the learned reward, near a reference policy (paper, section 3.5).
 
-The reward of an episode is undiscounted and shared by all its actions; the baseline is the mean over the iteration's episodes. One pass over one
-minibatch without clipping is the paper's REINFORCE; more passes reuse the rollouts under PPO's ratio clipping (Schulman et al. 2017,
-arXiv 1707.06347). KL to the frozen reference is exact, because the action heads are independent.
+The reward of an episode is undiscounted and shared by all its actions; the baseline is the mean over the iteration's
+episodes. One pass over one minibatch without clipping is the paper's REINFORCE; more passes reuse the rollouts under
+PPO's ratio clipping (Schulman et al. 2017, arXiv 1707.06347). KL to the frozen reference is exact, because the
+action heads are independent.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ class Align(Stage):
         self.temperature, self.clip, self.kl, self.entropy, self.max_kl = temperature, clip, kl, entropy, max_kl
         self.scale_advantages = scale_advantages
         self.agent: Agent | None = None
-        # Frozen networks stay out of the module's parameters: not in checkpoints, not in the optimizer, not wrapped by a strategy.
+        # Frozen networks stay out of the module's parameters: not in checkpoints, not in the optimizer, not wrapped by
+        # a strategy.
         self._frozen: dict[str, Any] = {}
         self.env_steps = 0
         self._spent = 0.0
@@ -93,7 +95,8 @@ class Align(Stage):
         for what, size in (("agent", agent.config.image_size), ("reward model", reward.config.image_size)):
             if size != data.image_size:
                 raise UserError(
-                    f"the {what} sees {size} pixels, {data.env} shows {data.image_size}; set --data.env_args size={size} or retrain"
+                    f"the {what} sees {size} pixels, {data.env} shows {data.image_size}; "
+                    f"set --data.env_args size={size} or retrain"
                 )
         self._parent = agent.info
         self.agent = agent.to(memory_format=torch.channels_last)
@@ -181,7 +184,8 @@ class Align(Stage):
         if self.clip is not None:
             surrogate = torch.minimum(surrogate, ratio.clamp(1 - self.clip, 1 + self.clip) * advantages)
         kl, bonus = kl_divergence(log_probs, batch["reference"]), entropy(log_probs)
-        # Every minibatch is divided by the iteration's mean number of steps in one, so that each env step weighs the same on every process.
+        # Every minibatch is divided by the iteration's mean number of steps in one, so that each env step weighs the
+        # same on every process.
         steps = self._counts[0] / (data.minibatches * self.trainer.world_size)
         loss: Tensor = (mask * (self.kl * kl - surrogate - self.entropy * bonus)).sum() / steps
         with torch.no_grad():

@@ -81,7 +81,8 @@ class Stage(pl.LightningModule):
         kept = checkpoint.get("lit_align", {})
         if kept.get("stage") != self.name:
             raise UserError(
-                f"the checkpoint is of stage {kept.get('stage')!r}; expected {self.name!r}: --resume takes a checkpoint of the same stage"
+                f"the checkpoint is of stage {kept.get('stage')!r}; expected {self.name!r}: "
+                "--resume takes a checkpoint of the same stage"
             )
         self.frames_trained, self.seconds_trained = kept["frames"], kept["seconds"]
 

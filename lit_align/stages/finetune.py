@@ -1,7 +1,8 @@
 """Fine-tuning: imitate chosen play.
 
-Curated trajectories make the paper's supervised fine-tuning (section 3.2); with `data.select` the agent's own best-ranked rollouts make its
-preference fine-tuning, after ReST (Gulcehre et al. 2023, arXiv 2308.08998). With `random_init` it is the from-scratch control (appendix E.1).
+Curated trajectories make the paper's supervised fine-tuning (section 3.2); with `data.select` the agent's own
+best-ranked rollouts make its preference fine-tuning, after ReST (Gulcehre et al. 2023, arXiv 2308.08998). With
+`random_init` it is the from-scratch control (appendix E.1).
 """
 
 from __future__ import annotations

@@ -67,7 +67,8 @@ class Pretrain(Stage):
                 raise UserError(f"the agent of '{self.init_from}' acts on {agent.codec}; the data holds {data.codec}")
         if agent.config.image_size != data.image_size:
             raise UserError(
-                f"the agent sees {agent.config.image_size} pixels, the data holds {data.image_size}; set --data.image_size {agent.config.image_size} to resize it"
+                f"the agent sees {agent.config.image_size} pixels, the data holds {data.image_size}; "
+                f"set --data.image_size {agent.config.image_size} to resize it"
             )
         self._parent = agent.info if self.init_from is not None else None
         self.agent = agent.to(memory_format=torch.channels_last)

@@ -1,4 +1,7 @@
-"""The reward model: learn from comparisons which trajectories are preferred (paper, section 3.4; Bradley and Terry 1952)."""
+"""The reward model: learn from comparisons which trajectories are preferred.
+
+Paper, section 3.4; Bradley and Terry 1952.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +74,8 @@ class Reward(Stage):
         data = self.data()
         if model.config.image_size != data.image_size:
             raise UserError(
-                f"the backbone sees {model.config.image_size} pixels, the data holds {data.image_size}; set --data.image_size {model.config.image_size}"
+                f"the backbone sees {model.config.image_size} pixels, the data holds {data.image_size}; "
+                f"set --data.image_size {model.config.image_size}"
             )
         self.reward_model = model.to(memory_format=torch.channels_last)
 
@@ -100,7 +104,10 @@ class Reward(Stage):
         self.seen_rewards.update(self.model(batch["frames"], batch["lengths"]).mean(1).double())
 
     def on_validation_epoch_end(self) -> None:
-        """Accuracy over the untied test comparisons, whose episodes training never saw; an equal score counts as wrong."""
+        """Accuracy over the untied test comparisons, whose episodes training never saw.
+
+        An equal score counts as wrong.
+        """
         ids, rewards = self.seen_ids.compute().long(), self.seen_rewards.compute()
         self.seen_ids.reset()
         self.seen_rewards.reset()
@@ -126,7 +133,10 @@ class Reward(Stage):
 
     @torch.no_grad()
     def on_train_end(self) -> None:
-        """Fits the normalisation: mean and standard deviation of the reward over the trajectories that were compared, the starting agent's own."""
+        """Fits the normalisation.
+
+        Mean and standard deviation of the reward over the trajectories that were compared, the starting agent's own.
+        """
         data = self.data()
         ids = data.cache.dataset.episodes["id"]
         self.model.eval()

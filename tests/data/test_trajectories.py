@@ -6,12 +6,12 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tests.helpers import made_up, record
 
 from lit_align.data.cache import FrameCache, resize
 from lit_align.data.trajectories import TrajectoryDataset, TrajectoryWriter, read_meta
 from lit_align.data.trajectory import Trajectory
 from lit_align.spaces import ActionCodec, gamepad_space
+from tests.helpers import made_up, record
 
 
 @pytest.fixture
@@ -89,10 +89,15 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     writer = TrajectoryWriter(tmp_path / "play", ActionCodec(gamepad_space()), 10.0)
-    with pytest.raises(OSError, match="No space left"), writer:
-        writer.write(made_up(0, 3))
-        monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
-        writer.write(made_up(1, 3))
+
+    def fill():
+        with writer:
+            writer.write(made_up(0, 3))
+            monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+            writer.write(made_up(1, 3))
+
+    with pytest.raises(OSError, match="No space left"):
+        fill()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -110,6 +115,7 @@ def test_the_cache_holds_the_frames_and_follows_the_folder(tmp_path, folder):
         assert np.array_equal(cache.frames[part], dataset[i].frames)
         assert np.array_equal(cache.actions[part][:-1], dataset[i].actions)
     small = FrameCache(folder, image_size=16)
-    expected = dataset[0].frames.reshape(8, 16, 2, 16, 2, 3).mean((2, 4))  # a box filter of factor two is the mean of 2 x 2
+    # A box filter of factor two is the mean of 2 x 2 pixels.
+    expected = dataset[0].frames.reshape(8, 16, 2, 16, 2, 3).mean((2, 4))
     assert np.abs(small.frames[:8] - expected).max() <= 1
     assert np.array_equal(resize(dataset[0].frames, 16), small.frames[:8])

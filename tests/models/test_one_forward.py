@@ -22,7 +22,7 @@ def make_agent(**changes):
 
 
 def brute_force(transformer: Transformer, x: torch.Tensor) -> torch.Tensor:
-    """Attention written as loops over frames and heads: each frame looks back over the last `context` frames, by relative position."""
+    """Attention as loops over frames and heads: each sees the last `context` frames, by relative position."""
     config = transformer.config
     width = config.width // config.heads
     for layer in transformer.layers:
@@ -57,12 +57,15 @@ def test_the_whole_sequence_forward_is_attention_written_as_loops():
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(1, 23), min_size=2, max_size=5), st.sampled_from(["layernorm", "rmsnorm"]), st.booleans())
 def test_cached_steps_equal_whole_episodes_with_resets_at_different_times(lengths, norm, qk_norm):
-    """Three worlds play episodes of these lengths one after another, each resetting on its own, beyond the window of 5 frames."""
+    """Three worlds play such episodes one after another, each resetting on its own, beyond the window of 5 frames."""
     agent = make_agent(norm=norm, qk_norm=qk_norm)
     worlds = 3
     generator = torch.Generator().manual_seed(1)
     schedule = [lengths[w:] + lengths[:w] for w in range(worlds)]
-    episodes = [[torch.randint(0, 256, (n, 32, 32, 3), dtype=torch.uint8, generator=generator) for n in order] for order in schedule]
+    episodes = [
+        [torch.randint(0, 256, (n, 32, 32, 3), dtype=torch.uint8, generator=generator) for n in order]
+        for order in schedule
+    ]
     cache = agent.new_cache(worlds)
     place = [(0, 0)] * worlds
     stepped = [[[] for _ in order] for order in schedule]

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from tests.helpers import LightWorld, tiny_agent
 
 from lit_align.envs import WorldFailed
 from lit_align.errors import UserError
 from lit_align.models.agent import gather_log_prob
 from lit_align.rollout.sampler import Sampler
+from tests.helpers import LightWorld, tiny_agent
 
 EPISODES = [(i, 100 + i) for i in range(11)]
 
