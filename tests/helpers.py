@@ -98,4 +98,4 @@ class LightWorld(gymnasium.Env):
 
 
 if "LitAlign-test/Light-v0" not in gymnasium.registry:
-    gymnasium.register("LitAlign-test/Light-v0", entry_point=LightWorld)
+    gymnasium.register("LitAlign-test/Light-v0", entry_point=lambda **args: LightWorld(**args))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any
 
 from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
@@ -175,7 +175,7 @@ def _players_play(
     with ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), _start, (mixture, targets, env, env_args, seed)
     ) as pool:
-        waiting = []
+        waiting: list[Future[list[tuple[str, Any, int]]]] = []
         try:
             while True:
                 while len(waiting) < 2 * workers and (chunk := next(chunks, None)) is not None:

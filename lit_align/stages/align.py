@@ -23,7 +23,7 @@ from lit_align.models.agent import Agent, entropy, gather_log_prob, kl_divergenc
 from lit_align.models.reward import RewardModel
 from lit_align.rollout.buffer import Rollout, in_batches, pad
 from lit_align.rollout.callback import tensor_sum
-from lit_align.stages.base import Stage, need_folder, step_mask
+from lit_align.stages.base import Stage, channels_last, need_folder, step_mask
 from lit_align.stages.optim import OptimizerConfig
 
 
@@ -99,11 +99,11 @@ class Align(Stage):
                     f"set --data.env_args size={size} or retrain"
                 )
         self._parent = agent.info
-        self.agent = agent.to(memory_format=torch.channels_last)
+        self.agent = channels_last(agent)
         reference = Agent.load(self.reference_folder or self.init_from)
         self._frozen = {"reference": reference, "reward": reward}
         for network in (reference, reward):
-            network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+            channels_last(network.eval().requires_grad_(False))
 
     def on_fit_start(self) -> None:
         """Moves the frozen networks to the device."""
@@ -190,19 +190,26 @@ class Align(Stage):
         loss: Tensor = (mask * (self.kl * kl - surrogate - self.entropy * bonus)).sum() / steps
         with torch.no_grad():
             count = mask.sum()
-            self.means["kl"].update((kl * mask).sum() / count, count)
-            self.means["entropy"].update((bonus * mask).sum() / count, count)
+            self.mean_of("kl").update((kl * mask).sum() / count, count)
+            self.mean_of("entropy").update((bonus * mask).sum() / count, count)
             clipped = torch.zeros_like(mask) if self.clip is None else (ratio - 1).abs() > self.clip
-            self.means["clip_fraction"].update((clipped & mask).sum() / count, count)
+            self.mean_of("clip_fraction").update((clipped & mask).sum() / count, count)
             if batch_idx == 0:
                 # Before the first update the trainer must find the log-probabilities that the sampler recorded.
-                self.means["log_prob_gap"].update(change.abs().max())
+                self.mean_of("log_prob_gap").update(change.abs().max())
         return loss
+
+    def mean_of(self, name: str) -> MeanMetric:
+        """A metric that is gathered over an iteration."""
+        metric = self.means[name]
+        assert isinstance(metric, MeanMetric)
+        return metric
 
     def on_train_epoch_end(self) -> None:
         """Logs the iteration, and stops the run when the KL budget is spent."""
-        values = {f"policy/{name}": metric.compute() for name, metric in self.means.items()}
-        for metric in self.means.values():
+        means = {name: self.mean_of(name) for name in self.means}
+        values = {f"policy/{name}": metric.compute() for name, metric in means.items()}
+        for metric in means.values():
             metric.reset()
         self.log_dict({**self._play, **values, "iteration": float(self.trainer.current_epoch)}, rank_zero_only=False)
         if self.max_kl is not None and float(values["policy/kl"]) > self.max_kl:

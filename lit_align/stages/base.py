@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from lit_align.errors import UserError
 from lit_align.stages.optim import OptimizerConfig
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class Stage(pl.LightningModule):
@@ -49,6 +51,11 @@ class Stage(pl.LightningModule):
         """The data module."""
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
+    @property
+    def log_every(self) -> int:
+        """Optimizer steps between two lines of metrics."""
+        return int(self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
+
     def on_train_start(self) -> None:
         """Starts the clock."""
         self._tick = time.perf_counter()
@@ -61,7 +68,7 @@ class Stage(pl.LightningModule):
         self.seconds_trained += now - self._tick
         self._rate = (self._rate[0] + frames, self._rate[1] + now - self._tick)
         self._tick = now
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0 and self._rate[1] > 0:
+        if self.trainer.global_step % self.log_every == 0 and self._rate[1] > 0:
             self.log_dict(
                 {"train/frames_per_s": self._rate[0] / self._rate[1], "frames": float(self.frames_trained)},
                 rank_zero_only=True,
@@ -117,6 +124,12 @@ class Stage(pl.LightningModule):
             "trainable parameters": trained,
             "weights, gradients and optimizer (MB)": round((4 * parameters + 12 * trained) / 1e6, 1),
         }
+
+
+def channels_last(network: Network) -> Network:
+    """Lays the weights of convolutions out as frames lie in memory; the values stay."""
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 def step_mask(lengths: Tensor, steps: int) -> Tensor:

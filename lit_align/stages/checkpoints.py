@@ -101,7 +101,7 @@ class RunState(Callback):
         self._rng = states[trainer.global_rank] if len(states) == trainer.world_size else None
         # Lightning gives a loader its place back inside an epoch only; from a border it would serve epoch 0 again.
         loader = trainer.train_dataloader
-        if len(self._places) == 1 and hasattr(loader, "load_state_dict"):
+        if loader is not None and len(self._places) == 1 and hasattr(loader, "load_state_dict"):
             loader.load_state_dict(self._places[0])
         _apply_changes(trainer, self._loaded["configured"], self._configured)
         for logger in trainer.loggers:
@@ -124,7 +124,7 @@ class RunState(Callback):
 
 def last_checkpoint(folder: Path, every_n_steps: int | None) -> list[ModelCheckpoint]:
     """Callbacks that keep `folder/last.ckpt`: at each epoch's end, and every so many optimizer steps if given."""
-    same = {"dirpath": folder, "filename": "last", "save_top_k": 1, "enable_version_counter": False}
+    same: dict[str, Any] = {"dirpath": folder, "filename": "last", "save_top_k": 1, "enable_version_counter": False}
     callbacks = [ModelCheckpoint(**same, every_n_epochs=1, save_on_train_epoch_end=True)]
     if every_n_steps:
         callbacks.append(ModelCheckpoint(**same, every_n_train_steps=every_n_steps))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
@@ -13,7 +12,7 @@ from lit_align.data.modules import Batch
 from lit_align.errors import UserError
 from lit_align.models.agent import Agent
 from lit_align.models.config import BackboneConfig
-from lit_align.stages.base import Stage, step_mask
+from lit_align.stages.base import Stage, channels_last, step_mask
 from lit_align.stages.optim import OptimizerConfig
 
 
@@ -71,7 +70,7 @@ class Pretrain(Stage):
                 f"set --data.image_size {agent.config.image_size} to resize it"
             )
         self._parent = agent.info if self.init_from is not None else None
-        self.agent = agent.to(memory_format=torch.channels_last)
+        self.agent = channels_last(agent)
 
     def loss_of(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood in nats a step (all heads), and how often every head is right at once."""
@@ -87,7 +86,7 @@ class Pretrain(Stage):
         """One optimizer step's loss."""
         loss, _ = self.loss_of(batch)
         self.train_loss.update(loss.detach())
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if (self.trainer.global_step + 1) % self.log_every == 0:
             # A mean over the steps since the last line, in place of one noisy step.
             self.log("train/loss", self.train_loss.compute(), prog_bar=True)
             self.train_loss.reset()

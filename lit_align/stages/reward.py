@@ -18,7 +18,7 @@ from lit_align.errors import UserError
 from lit_align.models.agent import Agent
 from lit_align.models.folder import read_config
 from lit_align.models.reward import Readout, RewardModel
-from lit_align.stages.base import Stage, need_folder
+from lit_align.stages.base import Stage, channels_last, need_folder
 from lit_align.stages.optim import OptimizerConfig
 
 
@@ -77,7 +77,7 @@ class Reward(Stage):
                 f"the backbone sees {model.config.image_size} pixels, the data holds {data.image_size}; "
                 f"set --data.image_size {model.config.image_size}"
             )
-        self.reward_model = model.to(memory_format=torch.channels_last)
+        self.reward_model = channels_last(model)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One optimizer step's loss over all pairs of the batch; a tie pulls both rewards together."""
@@ -89,7 +89,7 @@ class Reward(Stage):
         untied = ~batch["tie"]
         if untied.any():
             self.train_accuracy.update((gap.detach().mean(1) > 0).float()[untied].mean())
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if (self.trainer.global_step + 1) % self.log_every == 0:
             self.log_dict(
                 {"train/loss": self.train_loss.compute(), "train/accuracy": self.train_accuracy.compute()},
                 prog_bar=True,

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from lit_align.models.agent import Agent
 from lit_align.models.config import BackboneConfig
-from lit_align.models.transformer import Transformer, rotary, rotate
+from lit_align.models.transformer import Layer, Transformer, rotary, rotate
 from lit_align.spaces import ActionCodec, gamepad_space
 
 TINY = BackboneConfig(image_size=32, channels=4, blocks=0, width=32, layers=3, heads=2, context=5)
@@ -26,6 +26,7 @@ def brute_force(transformer: Transformer, x: torch.Tensor) -> torch.Tensor:
     config = transformer.config
     width = config.width // config.heads
     for layer in transformer.layers:
+        assert isinstance(layer, Layer)
         h = layer.norm1(x)
         q, k, v = layer.attention.qkv(h).chunk(3, dim=-1)
         out = torch.zeros_like(x)
@@ -68,7 +69,7 @@ def test_cached_steps_equal_whole_episodes_with_resets_at_different_times(length
     ]
     cache = agent.new_cache(worlds)
     place = [(0, 0)] * worlds
-    stepped = [[[] for _ in order] for order in schedule]
+    stepped: list[list[list[torch.Tensor]]] = [[[] for _ in order] for order in schedule]
     for _ in range(sum(lengths)):
         for w, (_, t) in enumerate(place):
             if t == 0:

@@ -8,6 +8,7 @@ from lit_align.envs import WorldFailed
 from lit_align.errors import UserError
 from lit_align.models.agent import gather_log_prob
 from lit_align.rollout.sampler import Sampler
+from lit_align.spaces import gamepad_space
 from tests.helpers import LightWorld, tiny_agent
 
 EPISODES = [(i, 100 + i) for i in range(11)]
@@ -92,7 +93,7 @@ def test_an_agent_that_does_not_fit_the_world_is_named_before_play():
     class Other(LightWorld):
         def __init__(self):
             super().__init__()
-            self.action_space = self.action_space["left_stick"]
+            self.action_space = gamepad_space()["left_stick"]
 
     with pytest.raises(UserError, match=r"acts on .*12 x 2.* takes .*2 x 11"):
         play(make=Other)
