@@ -1,0 +1,1 @@
+"""Tools for those who work on lit_align; not part of the package."""
