@@ -122,18 +122,18 @@ class RolloutDataModule(pl.LightningDataModule):
         """`epochs * minibatches` batches an iteration."""
         return ResumableLoader(self._plan, self._make, self.epochs * self.minibatches)
 
-    def val_dataloader(self) -> list[Batch]:
+    def val_dataloader(self) -> ResumableLoader:
         """One batch that says which episodes to play: ids and seeds `(n, 2)` of this process."""
         return self._dealt("validation")
 
-    def test_dataloader(self) -> list[Batch]:
+    def test_dataloader(self) -> ResumableLoader:
         """The same with the seeds of the final evaluation."""
         return self._dealt("evaluation")
 
-    def _dealt(self, purpose: str) -> list[Batch]:
+    def _dealt(self, purpose: str) -> ResumableLoader:
         rank, ranks = world_of(self)
         dealt = list(enumerate(episode_seeds(purpose, self.seed, self.validation_episodes)))
-        return [{"episodes": torch.tensor(dealt[rank::ranks])}]
+        return ResumableLoader(lambda _: [dealt[rank::ranks]], lambda mine: {"episodes": torch.tensor(mine)}, 1)
 
 
 def pad(trajectories: list[Trajectory], last: bool = False) -> tuple[Tensor, Tensor]:
