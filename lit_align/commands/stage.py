@@ -6,7 +6,7 @@ import importlib
 import logging
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from lit_align.commands.run_folder import RunFolder, close_log
 from lit_align.errors import UserError, did_you_mean, raise_all
 from lit_align.models.folder import read_config
 from lit_align.stages.checkpoints import AtomicCheckpointIO, RunState, last_checkpoint
-from lit_align.stages.metrics_csv import MetricsCSV
+from lit_align.stages.metrics_csv import MetricsCSV, last_values
 
 CLASSES = {
     "pretrain": ("lit_align.stages.pretrain:Pretrain", "lit_align.data.modules:TrajectoryDataModule"),
@@ -123,6 +123,11 @@ class StageCLI(LightningCLI):
     def _check(self) -> Path | None:
         """Returns the checkpoint to go on from; raises one UserError with all that is amiss with the folders."""
         config, errors, checkpoint = self.config, missing_folders(self.config), None
+        if self.verb == "align" and config.checkpoint_every:
+            errors.append(
+                f"checkpoint_every is {config.checkpoint_every}; align always saves at the end of an iteration, and "
+                "only then, since a checkpoint holds no rollouts: leave it out"
+            )
         resume = config.resume
         if self.action != "fit" and not resume and not config.init_from:
             resume = "last"  # a run's own weights are what is meant, unless an agent was named
@@ -238,8 +243,11 @@ def _fit(cli: StageCLI) -> None:
         with _values_as_user_errors(until=cli.run_state):
             _trainer_call(cli)
         if first:
+            if not log:  # the checkpoint was of the run's last step: nothing was left to train, but to export
+                begin()
             getattr(cli.model, "export", lambda _: None)(folder.path)
-            folder.write("headline.txt", headline(cli.trainer.callback_metrics) + "\n")
+            metrics = cli.trainer.callback_metrics or last_values(folder.path)
+            folder.write("headline.txt", headline(metrics, getattr(cli.model, "headline_metrics", ())) + "\n")
         state = "finished"
     except KeyboardInterrupt:
         state = "interrupted"
@@ -251,10 +259,10 @@ def _fit(cli: StageCLI) -> None:
             close_log(log[0])
 
 
-def headline(metrics: Mapping[str, Any]) -> str:
-    """The last values of up to three metrics, those of validation first, for the pipeline's line."""
-    names = sorted(metrics, key=lambda name: not name.startswith("val"))  # the sort is stable
-    return ", ".join(f"{name} {float(metrics[name]):.4g}" for name in names[:3])
+def headline(metrics: Mapping[str, Any], wanted: Sequence[str]) -> str:
+    """The last values of the metrics that the stage names, or of up to three, for the pipeline's line."""
+    names = [name for name in wanted if name in metrics] or list(metrics)[:3]
+    return ", ".join(f"{name} {float(metrics[name]):.4g}" for name in names)
 
 
 def _measure(cli: StageCLI) -> None:

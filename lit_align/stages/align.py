@@ -8,11 +8,12 @@ action heads are independent.
 
 from __future__ import annotations
 
-import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torchmetrics import MeanMetric
 
@@ -71,7 +72,7 @@ class Align(Stage):
         # a strategy.
         self._frozen: dict[str, Any] = {}
         self.env_steps = 0
-        self._spent = 0.0
+        self._last_kl = 0.0
         self._counts = (1.0, 1.0)
         names = ("kl", "entropy", "clip_fraction", "log_prob_gap")
         self.means = torch.nn.ModuleDict({name: MeanMetric() for name in names})
@@ -92,7 +93,13 @@ class Align(Stage):
         reward = RewardModel.load(self.reward_folder)
         if agent.codec != data.codec:
             raise UserError(f"the agent of '{self.init_from}' acts on {agent.codec}; {data.env} takes {data.codec}")
-        for what, size in (("agent", agent.config.image_size), ("reward model", reward.config.image_size)):
+        reference = Agent.load(self.reference_folder or self.init_from)
+        if reference.codec != agent.codec:
+            raise UserError(
+                f"the reference acts on {reference.codec}, the agent on {agent.codec}; they must be the same"
+            )
+        for what, network in (("agent", agent), ("reference", reference), ("reward model", reward)):
+            size = network.config.image_size
             if size != data.image_size:
                 raise UserError(
                     f"the {what} sees {size} pixels, {data.env} shows {data.image_size}; "
@@ -100,10 +107,9 @@ class Align(Stage):
                 )
         self._parent = agent.info
         self.agent = channels_last(agent)
-        reference = Agent.load(self.reference_folder or self.init_from)
         self._frozen = {"reference": reference, "reward": reward}
-        for network in (reference, reward):
-            channels_last(network.eval().requires_grad_(False))
+        for frozen in (reference, reward):
+            channels_last(frozen.eval().requires_grad_(False))
 
     def on_fit_start(self) -> None:
         """Moves the frozen networks to the device."""
@@ -150,18 +156,8 @@ class Align(Stage):
 
     def report(self, trajectories: list[Trajectory], seconds: float, failures: int) -> None:
         """Logs the iteration's play: learned reward, true outcomes, speed."""
-        outcomes = (
-            sorted({t.outcome for t in trajectories} | {"left", "middle", "right", "none"})
-            if self._is_island()
-            else sorted({t.outcome for t in trajectories})
-        )
-        counts = torch.tensor(
-            [sum(t.outcome == o for t in trajectories) for o in outcomes], dtype=torch.float64, device=self.device
-        )
-        counts = tensor_sum(self.trainer, counts) if self._is_island() else counts
-        rates = (counts / counts.sum()).tolist()
         values = {"reward/mean": self._reward[0], "reward/std": self._reward[1], "env_steps": float(self.env_steps)}
-        values |= {f"outcome/{o}": r for o, r in zip(outcomes, rates, strict=True)}
+        values |= {f"outcome/{outcome}": rate for outcome, rate in self._rates(trajectories).items()}
         values |= {
             "rollout/env_steps_per_s": self._counts[0] / seconds,
             "rollout/episode_steps": self._counts[0] / self._counts[1],
@@ -169,8 +165,19 @@ class Align(Stage):
         values["rollout/failures"] = float(failures)
         self._play = values
 
-    def _is_island(self) -> bool:
-        return "Jumppads" in self.data().env
+    def _rates(self, trajectories: list[Trajectory]) -> dict[str, float]:
+        """How often each outcome came, over all processes; on the island those that never came too."""
+        counts = Counter(trajectory.outcome for trajectory in trajectories)
+        if "Jumppads" in self.data().env:
+            counts.update(dict.fromkeys(("left", "middle", "right", "none"), 0))
+        parts: list[Any] = [counts]
+        if self.trainer.world_size > 1:
+            parts = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(parts, counts)
+        together: Counter[str] = Counter()
+        for part in parts:
+            together.update(part)
+        return {outcome: together[outcome] / together.total() for outcome in sorted(together)}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The clipped surrogate over the minibatch, per env step of the iteration."""
@@ -212,7 +219,11 @@ class Align(Stage):
         for metric in means.values():
             metric.reset()
         self.log_dict({**self._play, **values, "iteration": float(self.trainer.current_epoch)}, rank_zero_only=False)
-        if self.max_kl is not None and float(values["policy/kl"]) > self.max_kl:
+        self._last_kl = float(values["policy/kl"])
+        self._stop_when_spent()
+
+    def _stop_when_spent(self) -> None:
+        if self.max_kl is not None and self._last_kl > self.max_kl:
             self.trainer.should_stop = True
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -220,17 +231,10 @@ class Align(Stage):
         from lit_align.rollout.callback import RolloutCallback
 
         callback = next(c for c in self.trainer.callbacks if isinstance(c, RolloutCallback))  # type: ignore[attr-defined]
-        start = time.perf_counter()
         played = list(callback.sampler(self.trainer, self).play([(int(i), int(s)) for i, s in batch["episodes"]]))
-        for outcome in sorted({t.outcome for t in played}):
-            self.log(
-                f"val/{outcome}",
-                sum(t.outcome == outcome for t in played) / len(played),
-                batch_size=len(played),
-                sync_dist=True,
-            )
+        rates = {f"val/{outcome}": rate for outcome, rate in self._rates(played).items()}
+        self.log_dict(rates, batch_size=len(played))
         self.log("val/reward", self.rewards_of(played).mean(), batch_size=len(played), sync_dist=True, prog_bar=True)
-        self._spent = time.perf_counter() - start
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """The same with the seeds of the final evaluation."""
@@ -239,12 +243,21 @@ class Align(Stage):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the counters."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["lit_align"]["env_steps"] = self.env_steps
+        checkpoint["lit_align"] |= {"env_steps": self.env_steps, "kl": self._last_kl}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on counting."""
+        """Goes on counting; refuses to train on from within an iteration, whose rollouts no checkpoint holds."""
         super().on_load_checkpoint(checkpoint)
-        self.env_steps = checkpoint["lit_align"]["env_steps"]
+        self.env_steps, self._last_kl = checkpoint["lit_align"]["env_steps"], checkpoint["lit_align"].get("kl", 0.0)
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+        if epochs["processed"] < epochs["started"]:
+            raise UserError(
+                f"the checkpoint was written inside iteration {epochs['started'] - 1}, and its rollouts are not in it; "
+                "resume from one of an iteration's end, such as checkpoints/last.ckpt"
+            )
+        self._stop_when_spent()
 
     def export(self, folder: str | Path) -> None:
         """Writes `agent/`."""

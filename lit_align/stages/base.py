@@ -28,6 +28,7 @@ class Stage(pl.LightningModule):
 
     name = "stage"
     folder = "agent"
+    headline_metrics: tuple[str, ...] = ("val/loss", "val/accuracy", "train/loss")
 
     def __init__(self, init_from: str | None, random_init: bool, optimizer: OptimizerConfig | None) -> None:
         super().__init__()
@@ -60,11 +61,14 @@ class Stage(pl.LightningModule):
         """Starts the clock."""
         self._tick = time.perf_counter()
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Counts frames: before the batch, since checkpoints are written before `on_train_batch_end`."""
+        self.frames_trained += int(batch["lengths"].sum()) * self.trainer.world_size
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Counts frames and seconds; logs frames/s now and then."""
+        """Counts seconds; logs frames/s now and then."""
         now = time.perf_counter()
         frames = int(batch["lengths"].sum()) * self.trainer.world_size
-        self.frames_trained += frames
         self.seconds_trained += now - self._tick
         self._rate = (self._rate[0] + frames, self._rate[1] + now - self._tick)
         self._tick = now

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
 import time
 from collections.abc import Callable
@@ -15,9 +16,11 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lit_align.errors import UserError
 from lit_align.stages.metrics_csv import MetricsCSV
 
 KEY = "lit_align_run"
+VERSION = "pytorch-lightning_version"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -46,8 +49,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.close(folder)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        """Loads tensors and plain types only, whatever the caller asks: a checkpoint cannot run code."""
-        return super().load_checkpoint(path, map_location or (lambda storage, _: storage), weights_only=True)
+        """Loads tensors and plain types only, whatever the caller asks: a checkpoint cannot run code.
+
+        Raises:
+            UserError: The file is none, was cut short, or holds more than tensors and plain types.
+        """
+        try:
+            content = super().load_checkpoint(path, map_location or (lambda storage, _: storage), weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+            reason = (str(error).splitlines() or [""])[0].split(". ")[0] or type(error).__name__
+            raise UserError(
+                f"{path} is not a checkpoint, was cut short, or holds code, which is not run ({reason})"
+            ) from error
+        if not isinstance(content, dict) or VERSION not in content:
+            raise UserError(f"{path} holds no checkpoint of a stage; expected one of its checkpoints/ folder")
+        return content
 
 
 class RunState(Callback):
@@ -88,6 +104,7 @@ class RunState(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: D102
         self._loaded = checkpoint.get(KEY)
+        self.seconds_before = self._loaded["seconds"] if self._loaded else 0.0
         self._places = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
@@ -95,7 +112,6 @@ class RunState(Callback):
         self.on_begin()
         if self._loaded is None:
             return
-        self.seconds_before = self._loaded["seconds"]
         states = self._loaded["rng"]
         # With another number of processes there is no state to go on from: the seeds of the new ranks stand.
         self._rng = states[trainer.global_rank] if len(states) == trainer.world_size else None

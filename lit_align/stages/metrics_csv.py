@@ -126,3 +126,15 @@ class MetricsCSV(CSVLogger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Nothing is held back."""
+
+
+def last_values(folder: Path) -> dict[str, float]:
+    """The last value of every column of a run's `metrics.csv`; nothing where there is none."""
+    path = folder / "metrics.csv"
+    if not path.is_file():
+        return {}
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        name: float(value) for row in rows for name, value in row.items() if value and name not in ("epoch", "step")
+    }

@@ -36,6 +36,7 @@ class Reward(Stage):
 
     name = "reward"
     folder = "reward_model"
+    headline_metrics = ("val/accuracy", "val/loss")
 
     def __init__(
         self,
@@ -52,6 +53,7 @@ class Reward(Stage):
         self.train_loss, self.train_accuracy = MeanMetric(), MeanMetric()
         self.seen_ids, self.seen_rewards = CatMetric(), CatMetric()
         self.accuracy: float | None = None
+        self._normalised = False
 
     @property
     def model(self) -> RewardModel:
@@ -119,6 +121,8 @@ class Reward(Stage):
             return
         gaps = torch.tensor([table[int(c)] - table[int(r)] for c, r in zip(pairs.chosen, pairs.rejected, strict=True)])
         untied = torch.from_numpy(~pairs.tie)
+        if not untied.any():
+            return
         self.accuracy = float((gaps[untied] > 0).float().mean())
         loss = F.softplus(-gaps[untied]).mean()
         self.log_dict(
@@ -131,12 +135,13 @@ class Reward(Stage):
 
     on_test_epoch_end = on_validation_epoch_end
 
-    @torch.no_grad()
     def on_train_end(self) -> None:
-        """Fits the normalisation.
+        """Fits the normalisation."""
+        self.fit_normalisation()
 
-        Mean and standard deviation of the reward over the trajectories that were compared, the starting agent's own.
-        """
+    @torch.no_grad()
+    def fit_normalisation(self) -> None:
+        """Mean and standard deviation of the reward over the compared trajectories, the starting agent's own."""
         data = self.data()
         ids = data.cache.dataset.episodes["id"]
         self.model.eval()
@@ -147,11 +152,24 @@ class Reward(Stage):
         all_rewards = torch.cat(rewards).mean(1)
         self.model.mean.fill_(all_rewards.mean())
         self.model.std.fill_(all_rewards.std().clamp_min(1e-6))
+        self._normalised = True
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the accuracy."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["lit_align"]["accuracy"] = self.accuracy
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes up the accuracy: a run that resumes at its end measures none."""
+        super().on_load_checkpoint(checkpoint)
+        self.accuracy = checkpoint["lit_align"].get("accuracy")
 
     def export(self, folder: str | Path) -> None:
         """Writes `reward_model/`, with its test accuracy among its facts."""
         data = self.data()
         assert isinstance(data, PreferenceDataModule)
+        if not self._normalised:  # resumed from the checkpoint of its last step: there was nothing left to train
+            self.fit_normalisation()
         facts: dict[str, Any] = {
             "target": data.rule.get("name", ""),
             "start": "random" if self.random_init else "agent",
