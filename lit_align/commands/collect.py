@@ -17,6 +17,7 @@ from lit_align.errors import UserError
 from lit_align.seeds import PURPOSES, episode_seeds
 from lit_align.spaces import ActionCodec
 
+_PATIENCE = 20  # episodes that may be played for each one kept
 _CHUNK = 4  # episodes that a worker plays at a time
 
 
@@ -91,7 +92,12 @@ def run(
     with TrajectoryWriter(out, codec, fps, env, env_args, provenance) as writer, _progress() as bar:
         task = bar.add_task("episodes", total=episodes)
         try:
-            for outcome, table, size in tables:
+            for played, (outcome, table, size) in enumerate(tables):
+                if only is not None and played >= _PATIENCE * (writer.meta.episodes + 10):
+                    raise UserError(
+                        f"{played} episodes gave {kept or 'none'} of the outcomes {only}, {episodes} in all were asked "
+                        "for: ask for outcomes that this play reaches"
+                    )
                 if only is not None and outcome not in only:
                     continue
                 # Kept episodes are shared out evenly over the outcomes asked for.

@@ -45,7 +45,7 @@ def run(
     except ValueError as error:
         raise UserError(f"agent '{_stage_of(Path(agent))}' does not fit the environment {env}: {error}") from error
     with sampler:
-        played = list(sampler.play(enumerate(episode_seeds("play", seed, episodes))))
+        played = list(sampler.play(enumerate(episode_seeds("evaluation", seed, episodes))))
     films = film(sorted(played, key=lambda one: one.id), out, match.fps(), player.codec, match.larger())
     for one in films:
         print(f"{Path(out) / one.file}  {one.outcome} ({one.reason}), {one.steps} steps")  # noqa: T201  what was asked

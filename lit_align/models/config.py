@@ -32,7 +32,7 @@ class BackboneConfig:
 
     image_size: int = 64
     channels: int = 16
-    blocks: int = 1
+    blocks: int = 0
     width: int = 160
     layers: int = 4
     heads: int = 5

@@ -217,7 +217,7 @@ class Sampler:
 
     def _new(self, episode: int, seed: int, attempts: int = 0) -> _Episode:
         return _Episode(
-            episode, seed, np.random.default_rng(np.random.SeedSequence([self.seed, episode])), attempts=attempts
+            episode, seed, np.random.default_rng(np.random.SeedSequence([self.seed, episode, seed])), attempts=attempts
         )
 
     def _again(self, episode: _Episode, error: WorldFailed) -> _Episode:

@@ -56,7 +56,7 @@ class ScriptedPlay:
         return self._play(episode, seed)
 
     def _play(self, episode: int, seed: int) -> Trajectory:
-        rng = np.random.default_rng(np.random.SeedSequence([self.seed, episode]))
+        rng = np.random.default_rng(np.random.SeedSequence([self.seed, episode, seed]))
         kind = str(rng.choice(self.kinds, p=self.weights))
         target = self.targets[episode % len(self.targets)] if self.targets else None
         frame, info = self.world.reset(seed=seed)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
@@ -39,6 +39,7 @@ class Align(Stage):
         kl: Coefficient of KL(policy || reference), in nats a step.
         entropy: Coefficient of an entropy bonus, in nats a step.
         max_kl: Stop when an iteration's mean KL (nats a step) is above this; None for no budget.
+        train: `all` parameters, or the `last_layer` alone (the action heads), as the paper did.
         scale_advantages: Divide advantages by their standard deviation over the iteration.
         optimizer: Optimiser and schedule.
         init_from: Folder of the agent to align.
@@ -46,6 +47,7 @@ class Align(Stage):
     """
 
     name = "align"
+    headline_metrics = ("outcome/left", "outcome/right", "reward/mean", "policy/kl", "env_steps")
 
     def __init__(
         self,
@@ -56,6 +58,7 @@ class Align(Stage):
         kl: float = 0.02,
         entropy: float = 0.0,
         max_kl: float | None = None,
+        train: Literal["all", "last_layer"] = "all",
         scale_advantages: bool = False,
         optimizer: OptimizerConfig | None = None,
         init_from: str | None = None,
@@ -66,7 +69,7 @@ class Align(Stage):
             raise UserError(f"model.temperature is {temperature} and model.clip {clip}; expected more than 0")
         self.reward_folder, self.reference_folder = reward_model, reference
         self.temperature, self.clip, self.kl, self.entropy, self.max_kl = temperature, clip, kl, entropy, max_kl
-        self.scale_advantages = scale_advantages
+        self.train_part, self.scale_advantages = train, scale_advantages
         self.agent: Agent | None = None
         # Frozen networks stay out of the module's parameters: not in checkpoints, not in the optimizer, not wrapped by
         # a strategy.
@@ -106,6 +109,8 @@ class Align(Stage):
                     f"set --data.env_args size={size} or retrain"
                 )
         self._parent = agent.info
+        if self.train_part == "last_layer":
+            agent.backbone.requires_grad_(False)
         self.agent = channels_last(agent)
         self._frozen = {"reference": reference, "reward": reward}
         for frozen in (reference, reward):
