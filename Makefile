@@ -24,7 +24,7 @@ quickstart: $(STAMP)  ## the whole recipe on the island, to left and to right, w
 smoke: $(STAMP)  ## the same pipeline, tiny, under three minutes
 	$(BIN)/lit-align pipeline --config configs/jumppads/smoke.yaml
 
-test: $(STAMP)  ## all tests
+test: lint  ## style, types, layers, then all tests
 	$(BIN)/python -m pytest
 
 test-fast: $(STAMP)  ## all tests that take seconds

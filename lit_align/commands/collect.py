@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections import Counter
 from typing import Any
 
 from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from lit_align import __version__
-from lit_align.data.trajectories import TrajectoryWriter, encode
+from lit_align.data.trajectories import Meta, TrajectoryWriter
 from lit_align.envs.gym import make
 from lit_align.errors import UserError
-from lit_align.seeds import PURPOSES, episode_seeds
+from lit_align.rollout.recording import Play, Recordings, agent_plays, players_play
+from lit_align.seeds import PURPOSES
 from lit_align.spaces import ActionCodec
 
 _PATIENCE = 20  # episodes that may be played for each one kept
-_CHUNK = 4  # episodes that a worker plays at a time
 
 
 def run(
@@ -63,59 +61,65 @@ def run(
             f"purpose is {purpose!r} and episodes {episodes}; expected one of {', '.join(PURPOSES)}, "
             "and 1 episode or more"
         )
-    env_args = dict(env_args or {})
-    world = make(env, **env_args)
+    world = make(env, **(env_args or {}))
     codec, fps = ActionCodec(world.action_space), float(world.metadata.get("render_fps", 30.0))
     world.close()
+    play = Play(env, dict(env_args or {}), purpose, seed, episodes if only is None else None)
     provenance: dict[str, Any] = {"version": __version__, "purpose": purpose, "seed": seed, "only": only}
     if agent:
+        if threads:
+            import torch
+
+            torch.set_num_threads(threads)
         provenance |= {"agent": os.path.basename(os.path.dirname(os.path.abspath(agent))), "temperature": temperature}
-        tables = _agent_plays(
-            agent, env, env_args, purpose, seed, temperature, worlds, threads, episodes if only is None else None
-        )
+        recordings = agent_plays(agent, play, temperature, worlds)
     else:
         from lit_align.envs.jumppads.players import MIXTURE
 
         mixture = dict(players or MIXTURE)
         provenance |= {"players": mixture, "targets": targets}
-        tables = _players_play(
-            mixture,
-            targets,
-            env,
-            env_args,
-            purpose,
-            seed,
-            workers or os.cpu_count() or 1,
-            episodes if only is None else None,
-        )
-    kept: dict[str, int] = {}
-    with TrajectoryWriter(out, codec, fps, env, env_args, provenance) as writer, _progress() as bar:
+        recordings = players_play(mixture, targets, play, workers or os.cpu_count() or 1)
+    writer = TrajectoryWriter(out, codec, fps, env, play.env_args, provenance)
+    try:
+        _record(recordings, writer, episodes, only)
+    except OSError as error:
+        raise UserError(
+            f"'{out}' could not be written ({error}); nothing was kept: make room, or name another folder"
+        ) from error
+    finally:
+        recordings.close()
+    _headline(out, writer.meta)
+
+
+def _record(recordings: Recordings, writer: TrajectoryWriter, episodes: int, only: list[str] | None) -> None:
+    """Writes episodes until enough are kept; those of `only` are shared out evenly over its outcomes."""
+    kept: Counter[str] = Counter()
+    failures = 0
+    with writer, _progress() as bar:
         task = bar.add_task("episodes", total=episodes)
-        try:
-            for played, (outcome, table, size) in enumerate(tables):
-                if only is not None and played >= _PATIENCE * (writer.meta.episodes + 10):
+        for played, episode in enumerate(recordings):
+            failures += episode.failures
+            if only is not None:
+                if played >= _PATIENCE * (sum(kept.values()) + 10):
                     raise UserError(
-                        f"{played} episodes gave {kept or 'none'} of the outcomes {only}, {episodes} in all were asked "
-                        "for: ask for outcomes that this play reaches"
+                        f"{played} episodes gave {dict(kept) or 'none'} of the outcomes {only}, {episodes} in all were "
+                        "asked for: ask for outcomes that this play reaches"
                     )
-                if only is not None and outcome not in only:
+                if episode.outcome not in only or kept[episode.outcome] >= -(-episodes // len(only)):
                     continue
-                # Kept episodes are shared out evenly over the outcomes asked for.
-                if only is not None and kept.get(outcome, 0) >= -(-episodes // len(only)):
-                    continue
-                writer.write_table(table, size)
-                kept[outcome] = kept.get(outcome, 0) + 1
-                bar.advance(task)
-                if writer.meta.episodes == episodes:
-                    break
-        finally:
-            tables.close()
-    _headline(out, writer.meta.episodes, writer.meta.steps, kept)
+            writer.write_table(episode.table, episode.image_size)
+            kept[episode.outcome] += 1
+            bar.advance(task)
+            if writer.meta.episodes == episodes:
+                break
+        writer.meta.provenance["failures"] = failures
 
 
-def _headline(out: str, episodes: int, steps: int, outcomes: dict[str, int]) -> None:
-    shares = ", ".join(f"{name} {count / episodes:.0%}" for name, count in sorted(outcomes.items()))
-    line = f"{episodes} episodes, {steps} env steps: {shares}"
+def _headline(out: str, meta: Meta) -> None:
+    shares = ", ".join(f"{name} {count / meta.episodes:.0%}" for name, count in sorted(meta.outcomes.items()))
+    failures = meta.provenance["failures"]
+    thrown = f"; {failures} thrown away since a world died" if failures else ""
+    line = f"{meta.episodes} episodes, {meta.steps} env steps: {shares}{thrown}"
     print(line)  # noqa: T201  what the command found
     with open(os.path.join(out, "headline.txt"), "w") as file:
         file.write(line + "\n")
@@ -123,87 +127,3 @@ def _headline(out: str, episodes: int, steps: int, outcomes: dict[str, int]) -> 
 
 def _progress() -> Progress:
     return Progress(*Progress.get_default_columns()[:-1], TimeElapsedColumn(), TimeRemainingColumn(), transient=True)
-
-
-def _deal(purpose: str, seed: int, count: int | None) -> Iterator[tuple[int, int]]:
-    """Episodes (id, world's seed): `count` of them, or without end."""
-    at = 0
-    while count is None or at < count:
-        step = _CHUNK if count is None else min(_CHUNK, count - at)
-        yield from enumerate(episode_seeds(purpose, seed, step, at), start=at)
-        at += step
-
-
-def _agent_plays(
-    agent: str,
-    env: str,
-    env_args: dict[str, Any],
-    purpose: str,
-    seed: int,
-    temperature: float,
-    worlds: int,
-    threads: int | None,
-    count: int | None,
-) -> Any:
-    import torch
-
-    from lit_align.models.agent import Agent
-    from lit_align.rollout.sampler import Sampler
-
-    if threads:
-        torch.set_num_threads(threads)
-    player = Agent.load(agent)
-    with Sampler(
-        player,
-        lambda: make(env, **env_args),
-        min(worlds, count or worlds),
-        temperature,
-        seed,
-        player=str(player.info.get("stage", "agent")),
-    ) as sampler:
-        for trajectory in sampler.play(_deal(purpose, seed, count)):
-            yield trajectory.outcome, encode(trajectory), trajectory.frames.shape[1]
-
-
-def _players_play(
-    mixture: dict[str, float],
-    targets: list[str] | None,
-    env: str,
-    env_args: dict[str, Any],
-    purpose: str,
-    seed: int,
-    workers: int,
-    count: int | None,
-) -> Any:
-    """Scripted players in processes of their own; the order of episodes does not depend on how many."""
-    dealt = _deal(purpose, seed, count)
-    chunks = iter(lambda: [e for _, e in zip(range(_CHUNK), dealt, strict=False)], [])
-    with ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), _start, (mixture, targets, env, env_args, seed)
-    ) as pool:
-        waiting: list[Future[list[tuple[str, Any, int]]]] = []
-        try:
-            while True:
-                while len(waiting) < 2 * workers and (chunk := next(chunks, None)) is not None:
-                    waiting.append(pool.submit(_play_chunk, chunk))
-                if not waiting:
-                    return
-                yield from waiting.pop(0).result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-_worker: Any = None
-
-
-def _start(mixture: dict[str, float], targets: list[str] | None, env: str, env_args: dict[str, Any], seed: int) -> None:
-    from lit_align.rollout.scripted import ScriptedPlay
-
-    global _worker
-    _worker = ScriptedPlay(mixture, targets, env, env_args, seed)
-
-
-def _play_chunk(chunk: list[tuple[int, int]]) -> list[tuple[str, Any, int]]:
-    played = [_worker.play(episode, seed) for episode, seed in chunk]
-    return [(t.outcome, encode(t), t.frames.shape[1]) for t in played]

@@ -205,12 +205,12 @@ def _reward_card(ax: Axes, starts: Mapping[str, Any], theme: style.Theme) -> Non
         entry = starts.get(start, {}).get(str(sizes[0]))
         y = 0.55 - 0.32 * place
         ax.text(0.08, y + 0.1, label, color=theme.text, fontsize=9, va="bottom")
-        ax.barh(y, 0.62, left=0.08, height=0.13, color=theme.grid)
+        ax.barh(y, 0.56, left=0.08, height=0.13, color=theme.grid)
         if entry:
-            ax.barh(y, 0.62 * entry["accuracy"], left=0.08, height=0.13, color=colour)
+            ax.barh(y, 0.56 * entry["accuracy"], left=0.08, height=0.13, color=colour)
             value = f"{100 * entry['accuracy']:.0f} %"
             ax.text(0.96, y, value, color=theme.text, weight="bold", fontsize=12, va="center", ha="right")
         else:
             ax.text(0.96, y, "not run", color=theme.muted, fontsize=9, va="center", ha="right")
-        ax.plot([0.08 + 0.31] * 2, [y - 0.09, y + 0.09], color=theme.text, lw=1, ls=(0, (2, 1.5)))
-    ax.text(0.08 + 0.31, 0.12, "guess", color=theme.muted, fontsize=7.5, ha="center", va="top")
+        ax.plot([0.08 + 0.28] * 2, [y - 0.09, y + 0.09], color=theme.text, lw=1, ls=(0, (2, 1.5)))
+    ax.text(0.08 + 0.28, 0.12, "guess", color=theme.muted, fontsize=7.5, ha="center", va="top")

@@ -1,0 +1,123 @@
+"""Episodes to record, one after another: played by an agent here, or by scripted players in processes of their own."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from lit_align.data.trajectories import encode
+from lit_align.data.trajectory import Trajectory
+from lit_align.envs.gym import make
+from lit_align.seeds import episode_seeds
+
+CHUNK = 4  # episodes that a worker plays at a time
+
+
+@dataclass
+class Play:
+    """What is played.
+
+    Attributes:
+        env: Gymnasium id of the world.
+        env_args: Arguments that it is made with.
+        purpose: Range of seeds (`lit_align.seeds.PURPOSES`).
+        seed: The run's seed.
+        episodes: How many; None goes on without end.
+    """
+
+    env: str
+    env_args: dict[str, Any] = field(default_factory=dict)
+    purpose: str = "play"
+    seed: int = 0
+    episodes: int | None = None
+
+    def deal(self) -> Iterator[tuple[int, int]]:
+        """Episodes as (id, world's seed)."""
+        at = 0
+        while self.episodes is None or at < self.episodes:
+            step = CHUNK if self.episodes is None else min(CHUNK, self.episodes - at)
+            yield from enumerate(episode_seeds(self.purpose, self.seed, step, at), start=at)
+            at += step
+
+
+@dataclass
+class Recorded:
+    """An episode that was played.
+
+    Attributes:
+        outcome: How it ended.
+        table: Its rows in the trajectories format, frames encoded.
+        image_size: Height and width of the frames in pixels.
+        failures: Attempts at it, or at those beside it, that were thrown away since a world died.
+    """
+
+    outcome: str
+    table: pa.Table
+    image_size: int
+    failures: int = 0
+
+    @classmethod
+    def of(cls, trajectory: Trajectory, failures: int = 0) -> Recorded:
+        """Encodes a trajectory."""
+        return cls(trajectory.outcome, encode(trajectory), trajectory.frames.shape[1], failures)
+
+
+Recordings = Generator[Recorded, None, None]
+
+
+def agent_plays(folder: str, play: Play, temperature: float, worlds: int) -> Recordings:
+    """An agent's episodes, in the order in which they end."""
+    from lit_align.models.agent import Agent
+    from lit_align.rollout.sampler import Sampler
+
+    agent = Agent.load(folder)
+    worlds = min(worlds, play.episodes or worlds)
+    name = str(agent.info.get("stage", "agent"))
+    with Sampler(agent, lambda: make(play.env, **play.env_args), worlds, temperature, play.seed, name) as sampler:
+        counted = 0
+        for trajectory in sampler.play(play.deal()):
+            yield Recorded.of(trajectory, sampler.failures - counted)
+            counted = sampler.failures
+
+
+def players_play(mixture: dict[str, float], targets: list[str] | None, play: Play, workers: int) -> Recordings:
+    """Scripted players' episodes; their order does not depend on the number of processes."""
+    dealt = play.deal()
+    chunks = iter(lambda: [episode for _, episode in zip(range(CHUNK), dealt, strict=False)], [])
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start, (mixture, targets, play)) as pool:
+        waiting: list[Future[list[Recorded]]] = []
+        try:
+            while True:
+                while len(waiting) < 2 * workers and (chunk := next(chunks, None)) is not None:
+                    waiting.append(pool.submit(_play_chunk, chunk))
+                if not waiting:
+                    return
+                yield from waiting.pop(0).result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+_worker: Any = None
+
+
+def _start(mixture: dict[str, float], targets: list[str] | None, play: Play) -> None:
+    from lit_align.rollout.scripted import ScriptedPlay
+
+    global _worker
+    _worker = ScriptedPlay(mixture, targets, play.env, play.env_args, play.seed)
+
+
+def _play_chunk(chunk: list[tuple[int, int]]) -> list[Recorded]:
+    played = []
+    for episode, seed in chunk:
+        before = _worker.failures
+        trajectory = _worker.play(episode, seed)
+        played.append(Recorded.of(trajectory, _worker.failures - before))
+    return played
