@@ -79,8 +79,8 @@ def run(
         mixture = dict(players or MIXTURE)
         provenance |= {"players": mixture, "targets": targets}
         recordings = players_play(mixture, targets, play, workers or os.cpu_count() or 1)
-    writer = TrajectoryWriter(out, codec, fps, env, play.env_args, provenance)
     try:
+        writer = TrajectoryWriter(out, codec, fps, env, play.env_args, provenance)
         _record(recordings, writer, episodes, only)
     except OSError as error:
         raise UserError(

@@ -21,6 +21,7 @@ from lit_align.commands.dry_run import DryRun, DryRunDone
 from lit_align.commands.run_folder import RunFolder, close_log
 from lit_align.errors import UserError, did_you_mean, raise_all
 from lit_align.models.folder import read_config
+from lit_align.stages.base import Stage
 from lit_align.stages.checkpoints import AtomicCheckpointIO, RunState, last_checkpoint
 from lit_align.stages.metrics_csv import MetricsCSV, last_values
 
@@ -119,6 +120,8 @@ class StageCLI(LightningCLI):
         self.checkpoint = self._check()
         with _values_as_user_errors():
             super().instantiate_classes()
+            if isinstance(self.model, Stage):
+                self.model.check_data(self.datamodule)
 
     def _check(self) -> Path | None:
         """Returns the checkpoint to go on from; raises one UserError with all that is amiss with the folders."""

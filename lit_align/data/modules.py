@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from lit_align.data.cache import FrameCache
 from lit_align.data.loader import ResumableLoader, rng
 from lit_align.data.preferences import Preferences, read_preferences
 from lit_align.data.select import Select
-from lit_align.data.trajectories import read_meta
+from lit_align.data.trajectories import TrajectoryDataset, read_meta
 from lit_align.data.windows import Window, batches_per_epoch, plan_epoch
 from lit_align.errors import UserError
 from lit_align.spaces import ActionCodec
@@ -89,7 +90,9 @@ class TrajectoryDataModule(pl.LightningDataModule):
         self._caches: list[FrameCache] = []
 
     def prepare_data(self) -> None:
-        """Decodes the frames once, on one process of each machine."""
+        """Decodes the frames once, on one process of each machine; a selection of nothing is found before."""
+        for folder in self.folders:
+            self.select.apply(TrajectoryDataset(folder))
         for folder in [*self.folders, *self.also]:
             FrameCache(folder, self.wanted_size)
 
@@ -181,7 +184,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         super().__init__()
         meta, splits = read_preferences(preferences)
         self.preferences = preferences
-        self.folder = trajectories or str(Path(preferences) / meta.trajectories)
+        self.folder = trajectories or os.path.normpath(Path(preferences) / meta.trajectories)
         data = read_meta(self.folder)
         self.codec = ActionCodec.from_dict(data.actions)
         self.image_size = image_size or data.image_size

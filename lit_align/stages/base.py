@@ -52,6 +52,9 @@ class Stage(pl.LightningModule):
         """The data module."""
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
+    def check_data(self, data: Any) -> None:
+        """Raises ValueError if what the stage starts from does not fit the data module; called before data is read."""
+
     @property
     def log_every(self) -> int:
         """Optimizer steps between two lines of metrics."""
@@ -134,6 +137,15 @@ def channels_last(network: Network) -> Network:
     """Lays the weights of convolutions out as frames lie in memory; the values stay."""
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
+
+
+def check_image_size(what: str, size: int, data: Any) -> None:
+    """Raises ValueError unless the data holds frames of the size that a network sees."""
+    if size != data.image_size:
+        raise UserError(
+            f"the {what} sees {size} pixels, the data holds {data.image_size}; "
+            f"set --data.image_size {size} to resize it"
+        )
 
 
 def step_mask(lengths: Tensor, steps: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
@@ -12,7 +13,7 @@ from lit_align.data.modules import Batch
 from lit_align.errors import UserError
 from lit_align.models.agent import Agent
 from lit_align.models.config import BackboneConfig
-from lit_align.stages.base import Stage, channels_last, step_mask
+from lit_align.stages.base import Stage, channels_last, check_image_size, step_mask
 from lit_align.stages.optim import OptimizerConfig
 
 
@@ -50,27 +51,28 @@ class Pretrain(Stage):
         return self.agent
 
     def configure_model(self) -> None:
-        """Builds or loads the agent; its action space is the data's.
-
-        Raises:
-            ValueError: The agent of `init_from` acts on another space, or sees frames of another size.
-        """
+        """Builds or loads the agent; its action space is the data's."""
         if self.agent is not None:
             return
         data = self.data()
+        self.check_data(data)
         if self.init_from is None:
             agent = Agent(self.backbone, data.codec)
         else:
             agent = Agent.load(self.init_from, random_init=self.random_init)
-            if agent.codec != data.codec:
-                raise UserError(f"the agent of '{self.init_from}' acts on {agent.codec}; the data holds {data.codec}")
-        if agent.config.image_size != data.image_size:
-            raise UserError(
-                f"the agent sees {agent.config.image_size} pixels, the data holds {data.image_size}; "
-                f"set --data.image_size {agent.config.image_size} to resize it"
-            )
         self._parent = agent.info if self.init_from is not None else None
         self.agent = channels_last(agent)
+
+    def check_data(self, data: Any) -> None:
+        """Raises ValueError if the agent of `init_from` acts on another space or sees frames of another size."""
+        size = self.backbone.image_size
+        if self.init_from is not None:
+            with torch.device("meta"):  # neither weights nor memory
+                agent = Agent.load(self.init_from, "meta", random_init=True)
+            if agent.codec != data.codec:
+                raise UserError(f"the agent of '{self.init_from}' acts on {agent.codec}; the data holds {data.codec}")
+            size = agent.config.image_size
+        check_image_size("agent", size, data)
 
     def loss_of(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood in nats a step (all heads), and how often every head is right at once."""

@@ -14,11 +14,10 @@ from torch.nn import functional as F
 from torchmetrics import CatMetric, MeanMetric
 
 from lit_align.data.modules import Batch, PreferenceDataModule
-from lit_align.errors import UserError
 from lit_align.models.agent import Agent
 from lit_align.models.folder import read_config
 from lit_align.models.reward import Readout, RewardModel
-from lit_align.stages.base import Stage, channels_last, need_folder
+from lit_align.stages.base import Stage, channels_last, check_image_size, need_folder
 from lit_align.stages.optim import OptimizerConfig
 
 
@@ -66,20 +65,26 @@ class Reward(Stage):
         if self.reward_model is not None:
             return
         assert self.init_from is not None
-        if read_config(self.init_from).get("kind") == RewardModel.kind:
+        self.check_data(self.data())
+        if self._goes_on():
             model = RewardModel.load(self.init_from, random_init=self.random_init)
             self._parent = model.info
         else:
             agent = Agent.load(self.init_from, random_init=self.random_init)
             self._parent = agent.info
             model = RewardModel.from_agent(agent, self.heads, self.readout)
-        data = self.data()
-        if model.config.image_size != data.image_size:
-            raise UserError(
-                f"the backbone sees {model.config.image_size} pixels, the data holds {data.image_size}; "
-                f"set --data.image_size {model.config.image_size}"
-            )
         self.reward_model = channels_last(model)
+
+    def _goes_on(self) -> bool:
+        assert self.init_from is not None
+        return bool(read_config(self.init_from).get("kind") == RewardModel.kind)
+
+    def check_data(self, data: Any) -> None:
+        """Raises ValueError if the backbone of `init_from` sees frames of another size."""
+        assert self.init_from is not None
+        with torch.device("meta"):  # neither weights nor memory
+            start = (RewardModel if self._goes_on() else Agent).load(self.init_from, "meta", random_init=True)
+        check_image_size("backbone", start.config.image_size, data)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One optimizer step's loss over all pairs of the batch; a tie pulls both rewards together."""
