@@ -66,8 +66,8 @@ class StageState:
         self.check_ours()
         shutil.rmtree(self.folder, ignore_errors=True)
         for left_over in self.folder.parent.glob(
-            f".{self.name}-*"
-        ):  # folders that were written aside and never renamed
+            f".{self.name}-????????"
+        ):  # folders that were written aside and never renamed; names of other stages may begin alike
             shutil.rmtree(left_over, ignore_errors=True)
         self.file.unlink(missing_ok=True)
         self.log.unlink(missing_ok=True)
@@ -117,10 +117,11 @@ def run_pipeline(
         failed: list[str] = []
         while True:
             ready = [stage for stage in pending.values() if finished.issuperset(stage.needs)][: pool.free]
-            beside = pool.busy + len(ready)
+            # A function of the configuration alone: with other threads, sums round otherwise.
+            threads = max(1, cores() // pipeline.jobs)
             for stage in ready:
                 del pending[stage.name]
-                pool.submit(_begin(stage, states[stage.name], prints[stage.name], can_resume, beside))
+                pool.submit(_begin(stage, states[stage.name], prints[stage.name], can_resume, stage.threads or threads))
                 progress.start(stage.name)
             if not pool.busy:
                 break
@@ -144,7 +145,7 @@ def headline(folder: Path) -> str:
 
 
 def _begin(
-    stage: StageSpec, state: StageState, fingerprint: str, can_resume: Callable[[list[str]], bool], beside: int
+    stage: StageSpec, state: StageState, fingerprint: str, can_resume: Callable[[list[str]], bool], threads: int
 ) -> Task:
     argv = stage.argv
     if state.was_interrupted(fingerprint) and can_resume(stage.run):
@@ -152,7 +153,7 @@ def _begin(
     else:
         state.clear()
     state.write(fingerprint, "running", 0.0)
-    return Task(stage.name, argv, state.log, stage.threads or max(1, cores() // beside))
+    return Task(stage.name, argv, state.log, threads)
 
 
 def _end(result: Result, state: StageState, fingerprint: str, progress: Progress) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from lit_align.errors import UserError
 
 PURPOSES = ("play", "demonstrations", "rollouts", "train", "validation", "evaluation")
-_RUNS = 1 << 10  # run seeds 0..1023
-_EPISODES = 1 << 24  # episodes of one purpose in one run
+_RUNS = 1 << 7  # run seeds 0..127
+_EPISODES = 1 << 21  # episodes of one purpose in one run; all in all 31 bits, which every world takes
 
 
 def episode_seeds(purpose: str, seed: int, count: int, start: int = 0) -> list[int]:
@@ -16,7 +16,7 @@ def episode_seeds(purpose: str, seed: int, count: int, start: int = 0) -> list[i
 
     Args:
         purpose: One of `PURPOSES`.
-        seed: The run's seed, 0 to 1023.
+        seed: The run's seed, 0 to 127.
         count: Number of episodes.
         start: Index of the first one.
 

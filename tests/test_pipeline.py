@@ -100,7 +100,7 @@ def test_two_jobs_run_side_by_side_in_processes_of_their_own(case: Case) -> None
     assert one["process"] != two["process"]
     assert after["process"] in (one["process"], two["process"])
     available = len(os.sched_getaffinity(0))
-    assert (one["threads"], after["threads"]) == (str(max(1, available // 2)), str(available))
+    assert one["threads"] == after["threads"] == str(max(1, available // 2))  # whatever runs beside it
 
 
 def test_one_job_runs_in_this_process_and_threads_can_be_set(case: Case) -> None:

@@ -42,8 +42,10 @@ class FrameCache:
         self.starts: NDArray[np.int64] = ends - self.lengths - 1
         self._shape = (int(ends[-1]), self.size, self.size, 3)
         self._actions_shape = (int(ends[-1]), len(self.dataset.codec.heads))
-        meta = (Path(folder) / META).read_bytes()
-        self._key = f"{self.size}-{hashlib.sha256(meta).hexdigest()[:16]}"
+        # The shards' sizes and times too: another recording may have the same meta.json.
+        shards = [(Path(folder) / name).stat() for name in self.dataset.meta.shards]
+        content = [(Path(folder) / META).read_text(), [(s.st_size, s.st_mtime_ns) for s in shards]]
+        self._key = f"{self.size}-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]}"
         self.path = self._place(Path(folder)) / f"frames-{self._key}.u8"
         if not self.path.exists():
             self._build()

@@ -52,7 +52,8 @@ class Agent(nn.Module):
 
         Classes that a head lacks have probability 0.
         """
-        logits = self.head(features).float() / temperature
+        with torch.autocast(features.device.type, enabled=False):
+            logits = self.head(features.to(self.head.weight.dtype)).float() / temperature
         logits = torch.cat((logits, logits.new_full((*logits.shape[:-1], 1), _PAD)), dim=-1)
         return torch.log_softmax(logits[..., self.layout], dim=-1)
 

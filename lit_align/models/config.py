@@ -12,8 +12,8 @@ from lit_align.errors import UserError
 class BackboneConfig:
     """Architecture of the trunk that agents and reward models share.
 
-    The defaults are the `tiny` size (about 1.5M parameters, 64x64 pixels). The paper's agent is 8 layers of width
-    1024 at 128x128.
+    The defaults are the `tiny` size (about 1.5M parameters, 64x64 pixels). Eight layers of width 1024
+    and 16 channels at 128x128 make about the paper's 103M; the paper's own shape could not be read.
 
     Attributes:
         image_size: Height and width of the frames in pixels; a power of two, 32 or more.

@@ -69,7 +69,10 @@ class RewardModel(nn.Module):
         Returns:
             One reward for each trajectory and head `(B, K)`, float32, not normalised.
         """
-        return self.read(self.head(self.backbone(frames)).float(), lengths)
+        features = self.backbone(frames)
+        # In float32 also under autocast: scores that differ little must not be rounded to the same number.
+        with torch.autocast(features.device.type, enabled=False):
+            return self.read(self.head(features.to(self.head.weight.dtype)).float(), lengths)
 
     def read(self, scores: Tensor, lengths: Tensor) -> Tensor:
         """Per-frame scores `(B, T, K)` to rewards `(B, K)` by the readout."""

@@ -30,8 +30,8 @@ class ConvNeXtBlock(nn.Module):
 class ConvEncoder(nn.Module):
     """ConvNeXt-style encoder: a stem of stride 4, then blocks and halvings down to 2x2, flattened and projected.
 
-    The shape follows the encoder that the paper's lab released (see `docs/recipe.md`); the paper's agent uses 16
-    channels at 128x128, hence 2 x 2 x 256 = 1024 features.
+    The shape follows the encoder that the paper's lab released (see `docs/recipe.md`); 16 channels at 128x128
+    give 2 x 2 x 256 = 1024 features.
     """
 
     def __init__(self, config: BackboneConfig) -> None:

@@ -113,10 +113,10 @@ class Sampler:
 
     def close(self) -> None:
         """Ends all worlds."""
+        if self._pool is not None:  # first, so that no thread steps a world that is being closed
+            self._pool.shutdown(wait=True, cancel_futures=True)
         while self._worlds:
             self._worlds.pop().close()
-        if self._pool is not None:
-            self._pool.shutdown()
 
     @torch.inference_mode()
     def play(self, episodes: Iterable[tuple[int, int]]) -> Iterator[Trajectory]:

@@ -1,7 +1,8 @@
 """Alignment: online policy gradient on the learned reward, near a reference policy (paper, section 3.5).
 
 The reward of an episode is undiscounted and shared by all its actions; the baseline is the mean over the iteration's
-episodes. One pass over one minibatch without clipping is the paper's REINFORCE; more passes reuse the rollouts under
+episodes. One pass over one minibatch without clipping and KL is REINFORCE, the paper's
+algorithm (its baseline could not be read); more passes reuse the rollouts under
 PPO's ratio clipping (Schulman et al. 2017, arXiv 1707.06347). KL to the frozen reference is exact, because the
 action heads are independent.
 """
@@ -86,6 +87,14 @@ class Align(Stage):
         assert self.agent is not None, "the agent is built by configure_model"
         return self.agent
 
+    def setup(self, stage: str) -> None:
+        """Refuses precisions in which the log-probabilities of play and of training differ."""
+        if str(self.trainer.precision) != "32-true":
+            raise UserError(
+                f"trainer.precision is {self.trainer.precision}; align needs 32-true: in fewer bits the policy that is "
+                "trained is not the policy that played, and its ratios do not start at 1"
+            )
+
     def configure_model(self) -> None:
         """Loads the agent, the reference and the reward model, and checks that they fit the world."""
         if self.agent is not None:
@@ -122,6 +131,7 @@ class Align(Stage):
             network.to(self.device)
 
     on_validation_start = on_fit_start
+    on_test_start = on_fit_start
 
     @torch.no_grad()
     def rewards_of(self, trajectories: list[Trajectory]) -> Tensor:

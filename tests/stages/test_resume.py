@@ -72,15 +72,20 @@ class Stop(pl.Callback):
             raise RuntimeError("pulled the plug")
 
 
-@pytest.mark.parametrize("step", [1, 3, 4, 5])
-def test_align_resumes_from_wherever_it_crashed(folder, step):
-    assert main(align(folder, folder / "whole")) == 0
+@pytest.mark.parametrize(
+    ("argv", "more", "step"),
+    [(align, [], step) for step in (1, 3, 4, 5)] + [(pretrain, ["--checkpoint_every=2"], step) for step in (7, 8, 11)],
+)
+def test_a_run_resumes_from_wherever_it_crashed(folder, argv, more, step):
+    assert main([*argv(folder, folder / "whole"), *more]) == 0
     crash = ["--trainer.callbacks+=tests.stages.test_resume.Stop", f"--trainer.callbacks.step={step}"]
     with pytest.raises(RuntimeError, match="pulled the plug"):
-        main([*align(folder, folder / "hurt"), *crash])
-    assert main([*align(folder, folder / "hurt"), "--resume=auto"]) == 0
+        main([*argv(folder, folder / "hurt"), *more, *crash])
+    assert main([*argv(folder, folder / "hurt"), *more, "--resume=auto"]) == 0
     assert_same_weights(folder / "whole" / "agent", folder / "hurt" / "agent")
-    assert rows(folder / "whole", "iteration") == rows(folder / "hurt", "iteration")
+    for column in ("iteration", "frames", "train/loss", "val/loss"):
+        assert rows(folder / "whole", column) == rows(folder / "hurt", column)
+    assert float(rows(folder / "whole", "frames")[-1]["frames"]) > 100
 
 
 def test_a_run_that_died_between_its_last_step_and_its_export_exports_all_of_it(folder):
