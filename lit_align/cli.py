@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lit_align import __version__
 from lit_align.commands import COMMANDS, PIPELINE, STAGES, run_verb
-from lit_align.errors import UserError
+from lit_align.errors import UserError, WorldFailed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except WorldFailed as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130

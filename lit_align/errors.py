@@ -13,6 +13,10 @@ class UserError(ValueError):
     """
 
 
+class WorldFailed(RuntimeError):
+    """A world died under the player: the episode is lost, and the next `reset` starts a fresh engine."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Returns `; did you mean X?` for the nearest known word, or an empty string when nothing is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_align.errors import UserError, raise_all
+from lit_align.files import write_whole
 from lit_align.pipeline import Pipeline, StageSpec
 from lit_align.progress import Progress
 from lit_align.workers import LocalPool, Result, Runner, Task, WorkerPool, cores
@@ -39,10 +39,8 @@ class StageState:
 
     def write(self, fingerprint: str, state: str, seconds: float) -> None:
         """Replaces the file in one step."""
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        aside = self.file.with_suffix(".tmp")
-        aside.write_text(json.dumps({"fingerprint": fingerprint, "state": state, "seconds": round(seconds, 2)}) + "\n")
-        aside.replace(self.file)
+        content = {"fingerprint": fingerprint, "state": state, "seconds": round(seconds, 2)}
+        write_whole(self.file, json.dumps(content) + "\n")
 
     def is_done(self, fingerprint: str) -> bool:
         """Whether the stage finished with the same inputs and its folder is still there."""
@@ -148,26 +146,27 @@ def _begin(
     stage: StageSpec, state: StageState, fingerprint: str, can_resume: Callable[[list[str]], bool], threads: int
 ) -> Task:
     argv = stage.argv
+    before = 0.0
     if state.was_interrupted(fingerprint) and can_resume(stage.run):
         argv = [*argv, "--resume", "auto"]
+        before = state.read().get("seconds", 0.0)
     else:
         state.clear()
-    state.write(fingerprint, "running", 0.0)
+    state.write(fingerprint, "running", before)
     return Task(stage.name, argv, state.log, threads)
 
 
 def _end(result: Result, state: StageState, fingerprint: str, progress: Progress) -> None:
     state.keep_log()
-    state.write(fingerprint, "done" if result.ok else "failed", result.seconds)
+    seconds = state.read().get("seconds", 0.0) + result.seconds  # those of an attempt that was resumed too
+    state.write(fingerprint, "done" if result.ok else "failed", seconds)
     text = headline(state.folder) if result.ok else result.error
     progress.line(result.name, "done" if result.ok else "failed", result.seconds, text)
 
 
 def _write_timings(pipeline: Pipeline, states: dict[str, StageState]) -> None:
     seconds = {name: state.read()["seconds"] for name, state in states.items() if state.read().get("state") == "done"}
-    aside = pipeline.out / "timings.json.tmp"
-    aside.write_text(json.dumps(seconds, indent=2) + "\n")
-    os.replace(aside, pipeline.out / "timings.json")
+    write_whole(pipeline.out / "timings.json", json.dumps(seconds, indent=2) + "\n")
 
 
 def _check_folders(states: Iterator[StageState]) -> None:

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from lit_align.errors import UserError
+from lit_align.errors import UserError, WorldFailed
 
 Runner = Callable[[list[str]], None]
 GRACE = 3.0
@@ -226,7 +226,7 @@ def run_task(run: Runner, task: Task) -> Result:
 def _run_and_explain(run: Runner, argv: list[str]) -> str:
     try:
         run(argv)
-    except UserError as error:
+    except (UserError, WorldFailed) as error:
         sys.stderr.write(f"error: {error}\n")
         return f"error: {error}"
     except SystemExit as end:

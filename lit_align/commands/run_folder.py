@@ -13,6 +13,7 @@ from typing import Any
 
 from lit_align import __version__
 from lit_align.errors import UserError
+from lit_align.files import write_whole
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "datasets", "gymnasium", "vizdoom", "numpy")
 
@@ -84,10 +85,7 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> None:
         """Writes a file whole or not at all."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        aside = self.path / f".{name}.{os.getpid()}.tmp"
-        aside.write_text(text)
-        os.replace(aside, self.path / name)
+        write_whole(self.path / name, text)
 
     def open_log(self) -> logging.Handler | None:
         """Sends what Lightning and this package log to `log.txt` too; None where stdout already goes there."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from lit_align.data.trajectories import TrajectoryDataset
+from lit_align.files import write_whole
 
 
 def run(reward_model: str, trajectories: str, out: str, batch_size: int = 16, threads: int | None = None) -> None:
@@ -40,16 +39,13 @@ def run(reward_model: str, trajectories: str, out: str, batch_size: int = 16, th
             )
             scores |= {str(t.id): value for t, value in zip(part, values, strict=True)}
     target = Path(out)
-    target.mkdir(parents=True, exist_ok=True)
     content = {
         "schema": 1,
         "trajectories": Path(trajectories).name,
         "reward_model": Path(reward_model).parent.name,
         "scores": scores,
     }
-    with tempfile.NamedTemporaryFile("w", dir=target, delete=False) as file:
-        file.write(json.dumps(content, indent=1) + "\n")
-    os.replace(file.name, target / "scores.json")
+    write_whole(target / "scores.json", json.dumps(content, indent=1) + "\n")
     best = np.argsort([-scores[str(int(e))] for e in dataset.episodes["id"]], kind="stable")[
         : max(1, len(dataset) // 5)
     ]

@@ -132,8 +132,9 @@ class StageCLI(LightningCLI):
                 "only then, since a checkpoint holds no rollouts: leave it out"
             )
         resume = config.resume
-        if self.action != "fit" and not resume and not config.init_from:
-            resume = "last"  # a run's own weights are what is meant, unless an agent was named
+        trained = (self.folder.checkpoints / "last.ckpt").is_file()
+        if self.action != "fit" and not resume and (trained or not config.init_from):
+            resume = "last"  # a run's own weights are what is meant; `init_from` says where they came from
         try:
             checkpoint = self.folder.checkpoint(resume)
             if self.action == "fit" and not (resume or config.overwrite or config.dry_run) and rank_zero_only.rank == 0:

@@ -152,7 +152,11 @@ class TrajectoryDataModule(pl.LightningDataModule):
         if not len(self.val_episodes):
             return []
         lengths = self.lengths(self.val_episodes)
-        windows = [Window(i, 0, int(min(n, self.window))) for i, n in enumerate(lengths)]
+        windows = [
+            Window(i, at, min(steps - at, self.window))
+            for i, steps in enumerate(lengths.tolist())
+            for at in range(0, steps, self.window)
+        ]
         mine = [windows[i] for i in range(rank, len(windows), ranks)]
         groups = [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)] or [windows[:1]]
         return ResumableLoader(lambda _: groups, lambda group: self._make(self.val_episodes, group), len(groups))

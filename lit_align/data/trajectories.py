@@ -294,7 +294,14 @@ class TrajectoryDataset:
         for shard in self.meta.shards:
             file = pq.ParquetFile(self.folder / shard)
             table = file.read(columns=[*wanted, "step"])
-            tables.append(table.filter(pc.equal(table["step"], 0)).drop_columns(["step"]))
+            first = table.filter(pc.equal(table["step"], 0)).drop_columns(["step"])
+            rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            if rows != (first["length"].to_numpy() + 1).tolist():
+                raise UserError(
+                    f"shard {self.folder / shard} does not hold an episode in each row group; it was written by "
+                    "another program: write the episodes with TrajectoryWriter"
+                )
+            tables.append(first)
             places += [(shard, group) for group in range(file.num_row_groups)]
         table = pa.concat_tables(tables)
         order = np.argsort(table["episode"].to_numpy(), kind="stable")

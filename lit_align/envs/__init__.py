@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import gymnasium
 
+from lit_align.errors import WorldFailed
+
+__all__ = ["JUMPPADS", "WorldFailed"]
+
 JUMPPADS = "LitAlign/Jumppads-v0"
-
-
-class WorldFailed(RuntimeError):
-    """A world died under the player: the episode is lost, and the next `reset` starts a fresh engine."""
 
 
 if JUMPPADS not in gymnasium.registry:

@@ -12,6 +12,7 @@ from typing import Any, NotRequired, TypedDict, cast
 
 from lit_align.errors import UserError
 from lit_align.evaluation.intervals import wilson
+from lit_align.files import write_whole
 
 SCHEMA = 1
 
@@ -158,11 +159,7 @@ def write(results: Results, path: str | os.PathLike[str]) -> None:
     text = json.dumps(validate(dict(results), "results"), indent=2)
     # Lists of seeds on one line: a file that people open.
     text = re.sub(r"\[\s+([-\d.,\s]+?)\s+\]", lambda m: "[" + re.sub(r"\s+", " ", m.group(1)) + "]", text)
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".part")
-    partial.write_text(text + "\n")
-    os.replace(partial, target)
+    write_whole(Path(path), text + "\n")
 
 
 def read(path: str | os.PathLike[str]) -> Results:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +17,7 @@ import pyarrow as pa
 from lit_align.data.trajectories import encode
 from lit_align.data.trajectory import Trajectory
 from lit_align.envs.gym import make
+from lit_align.errors import WorldFailed
 from lit_align.seeds import episode_seeds
 
 CHUNK = 4  # episodes that a worker plays at a time
@@ -98,10 +103,23 @@ def players_play(mixture: dict[str, float], targets: list[str] | None, play: Pla
                     waiting.append(pool.submit(_play_chunk, chunk))
                 if not waiting:
                     return
-                yield from waiting.pop(0).result()
+                try:
+                    yield from waiting.pop(0).result()
+                except BrokenProcessPool as error:
+                    raise WorldFailed(
+                        "a process that plays died (out of memory, or killed); fewer --workers need less"
+                    ) from error
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _exit_with_parent() -> None:
+    """Ends this process when the one that started it is gone; its engine's watchdog then ends the engine."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 _worker: Any = None
@@ -109,6 +127,8 @@ _worker: Any = None
 
 def _start(mixture: dict[str, float], targets: list[str] | None, play: Play) -> None:
     from lit_align.rollout.scripted import ScriptedPlay
+
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
     global _worker
     _worker = ScriptedPlay(mixture, targets, play.env, play.env_args, play.seed)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torchmetrics import MeanMetric
+from torchmetrics import MaxMetric, MeanMetric, Metric
 
 from lit_align.data.modules import Batch
 from lit_align.data.trajectory import Trajectory
@@ -78,8 +78,9 @@ class Align(Stage):
         self.env_steps = 0
         self._last_kl = 0.0
         self._counts = (1.0, 1.0)
-        names = ("kl", "entropy", "clip_fraction", "log_prob_gap")
+        names = ("kl", "entropy", "clip_fraction")
         self.means = torch.nn.ModuleDict({name: MeanMetric() for name in names})
+        self.means["log_prob_gap"] = MaxMetric()
 
     @property
     def model(self) -> Agent:
@@ -221,10 +222,10 @@ class Align(Stage):
                 self.mean_of("log_prob_gap").update(change.abs().max())
         return loss
 
-    def mean_of(self, name: str) -> MeanMetric:
+    def mean_of(self, name: str) -> Metric:
         """A metric that is gathered over an iteration."""
         metric = self.means[name]
-        assert isinstance(metric, MeanMetric)
+        assert isinstance(metric, Metric)
         return metric
 
     def on_train_epoch_end(self) -> None:

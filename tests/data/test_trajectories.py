@@ -61,6 +61,13 @@ def test_a_shard_with_fewer_rows_than_promised_is_named(folder):
         TrajectoryDataset(folder)
 
 
+def test_a_folder_that_another_program_wrote_over_is_named(folder):
+    path = f"{folder}/data/train-00000.parquet"
+    pq.write_table(pq.read_table(path), path)  # all episodes in one row group
+    with pytest.raises(ValueError, match="does not hold an episode in each row group"):
+        TrajectoryDataset(folder)
+
+
 def test_folders_that_are_none_are_named(tmp_path, folder):
     with pytest.raises(ValueError, match="does not exist"):
         read_meta(tmp_path / "nowhere")

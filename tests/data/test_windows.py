@@ -89,6 +89,19 @@ def test_batches_hold_the_recorded_frames_beside_their_actions(tmp_path):
     assert train.isdisjoint(tuple(e) for e in data.val_episodes.tolist())
 
 
+def test_validation_sees_every_step_of_the_held_out_episodes_once(tmp_path):
+    folder = record(tmp_path / "play", [made_up(i, 5 + 3 * i) for i in range(8)])
+    data = TrajectoryDataModule([folder], window=6, batch_size=3, val_fraction=0.5)
+    data.setup()
+    held_out = [made_up(int(e), 5 + 3 * int(e)) for _, e in data.val_episodes]
+    want = sorted(t.frames[s].tobytes() for t in held_out for s in range(len(t)))
+    batches = list(data.val_dataloader())
+    seen = [
+        b["frames"][row, s].numpy().tobytes() for b in batches for row, n in enumerate(b["lengths"]) for s in range(n)
+    ]
+    assert sorted(seen) == want
+
+
 def test_selection_keeps_what_it_says(tmp_path):
     import json
 
