@@ -19,8 +19,8 @@ from lit_align.errors import UserError
 
 # The stick bins of the paper's game (Bleeding Edge): non-uniform, finer near the centre. Edges are those of the WHAM
 # release; `np.digitize` semantics.
-PAPER_EDGES = (-1.05, -0.95, -0.75, -0.5, -0.25, -0.05, 0.05, 0.25, 0.5, 0.75, 0.95, 1.05)
-PAPER_CENTRES = (-1.0, -0.85, -0.625, -0.375, -0.15, 0.0, 0.15, 0.375, 0.625, 0.85, 1.0)
+STICK_EDGES = (-1.05, -0.95, -0.75, -0.5, -0.25, -0.05, 0.05, 0.25, 0.5, 0.75, 0.95, 1.05)
+STICK_CENTRES = (-1.0, -0.85, -0.625, -0.375, -0.15, 0.0, 0.15, 0.375, 0.625, 0.85, 1.0)
 AXIS_BINS = 11
 
 Classes = NDArray[np.uint8]
@@ -218,7 +218,7 @@ def _axes(space: spaces.Box, path: str) -> list[Head]:
                 f"a bounded Box is needed to cut it into {AXIS_BINS} bins"
             )
         if (low, high) == (-1.0, 1.0):
-            heads.append(Head(name, AXIS_BINS, "axis", PAPER_CENTRES, PAPER_EDGES[1:-1]))
+            heads.append(Head(name, AXIS_BINS, "axis", STICK_CENTRES, STICK_EDGES[1:-1]))
         else:
             centres = np.linspace(low, high, AXIS_BINS)
             heads.append(

@@ -8,7 +8,7 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_align.spaces import PAPER_CENTRES, PAPER_EDGES, ActionCodec, gamepad_space
+from lit_align.spaces import STICK_CENTRES, STICK_EDGES, ActionCodec, gamepad_space
 
 ANY = spaces.Tuple(
     (
@@ -35,10 +35,10 @@ def test_sticks_fall_into_the_papers_bins_as_digitize_says(sticks, buttons):
         "right_stick": np.array(sticks[2:]),
     }
     classes = codec.encode(action)
-    assert classes.tolist() == [int(b) for b in buttons] + (np.digitize(sticks, PAPER_EDGES) - 1).tolist()
+    assert classes.tolist() == [int(b) for b in buttons] + (np.digitize(sticks, STICK_EDGES) - 1).tolist()
     back = codec.decode(classes)
     assert gamepad_space().contains(back)
-    assert np.allclose(np.concatenate([back["left_stick"], back["right_stick"]]), np.array(PAPER_CENTRES)[classes[12:]])
+    assert np.allclose(np.concatenate([back["left_stick"], back["right_stick"]]), np.array(STICK_CENTRES)[classes[12:]])
 
 
 @settings(deadline=None)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -153,6 +154,14 @@ def test_it_learns_which_last_frame_is_brighter(brightness):
     assert model.info["accuracy"] == pytest.approx(accuracy, abs=0.01)
     assert model.info["pairs"] == len(test)
     assert np.corrcoef(level, [scores[str(i)] for i in range(len(level))])[0, 1] > 0.8
+
+
+def test_validate_measures_the_runs_own_weights(brightness):
+    folder, _, _ = brightness
+    run = folder / "run"
+    assert main(["reward", "validate", f"--config={run / 'config.yaml'}", f"--out={run}"]) == 0
+    measured = yaml.safe_load((run / "validate.yaml").read_text())[0]["val/accuracy"]
+    assert measured == pytest.approx(RewardModel.load(run / "reward_model").info["accuracy"])
 
 
 def test_rewards_are_normalised_on_the_compared_rollouts(brightness):
