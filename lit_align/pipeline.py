@@ -76,7 +76,8 @@ class Pipeline:
             words = [*stage.run, *(f"{key}={as_word(value)}" for key, value in flatten(stage.args))]
             words = [word.replace(str(self.out), "${out}") for word in words]
             files = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in stage.config]
-            content = [words, files, [found[name] for name in sorted(stage.needs)], __version__]
+            given = [outside_input(word, self.out) for word in words_of(stage.args)]
+            content = [words, files, given, [found[name] for name in sorted(stage.needs)], __version__]
             found[stage.name] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
         return found
 
@@ -138,6 +139,28 @@ def load_pipeline(files: Sequence[str], overrides: Sequence[str], verbs: Iterabl
     errors += [error for stage in stages.values() for error in _check(stage, stages, set(verbs))]
     raise_all(errors)
     return Pipeline(out, jobs, {stage.name: stage for stage in sort_stages(stages)})
+
+
+def words_of(value: Any) -> list[str]:
+    """Every string in nested lists and dicts."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Mapping):
+        return [word for part in value.values() for word in words_of(part)]
+    return [word for part in value for word in words_of(part)] if isinstance(value, (list, tuple)) else []
+
+
+def outside_input(word: str, out: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of the files that a word names, if it is a file or folder outside the pipeline's own."""
+    path = Path(word)
+    if not word or not path.exists() or path.resolve().is_relative_to(out.resolve()):
+        return []
+    # A word without a slash may just happen to be a folder's name: it counts if trajectories or a model lie there.
+    if "/" not in word and not any((path / name).is_file() for name in ("meta.json", "config.json")):
+        return []
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    shown = [p for p in files if not any(part.startswith(".") for part in p.relative_to(path).parts)]  # not caches
+    return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in shown]
 
 
 def sort_stages(stages: Mapping[str, StageSpec]) -> list[StageSpec]:

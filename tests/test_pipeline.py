@@ -134,6 +134,20 @@ def test_what_is_done_is_skipped_until_its_inputs_change(case: Case) -> None:
     assert {name: case.runs(name) for name in DIAMOND} == {"first": 2, "right": 2, "left": 3, "last": 3}
 
 
+def test_recordings_outside_the_run_that_change_are_read_again(case: Case) -> None:
+    recordings = case.folder / "recordings"
+    (recordings / ".cache").mkdir(parents=True)
+    (recordings / "meta.json").write_text("{}")
+    stages = {"one": {"run": "write", "args": {"reads": [str(recordings)]}}, "two": {"run": "write"}}
+    case.run(stages)
+    (recordings / ".cache" / "frames").write_text("decoded")
+    case.run(stages)
+    assert (case.runs("one"), case.runs("two")) == (1, 1)
+    (recordings / "meta.json").write_text('{"episodes": 2}')
+    case.run(stages)
+    assert (case.runs("one"), case.runs("two")) == (2, 1)
+
+
 def test_a_moved_run_is_still_done(case: Case) -> None:
     case.run(DIAMOND)
     case.out.rename(case.folder / "moved")
