@@ -71,6 +71,11 @@ class RunFolder:
         for name in ("run.json", "metrics.csv", "config.yaml", "checkpoints/last.ckpt"):
             (self.path / name).unlink(missing_ok=True)
 
+    def sweep(self) -> None:
+        """Removes what a process that was killed while it wrote has left beside its targets."""
+        for stale in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
+            stale.unlink(missing_ok=True)
+
     def read_run(self) -> dict[str, Any]:
         """Returns `run.json`, empty if there is none or it is damaged."""
         try:

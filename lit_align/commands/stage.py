@@ -236,6 +236,7 @@ def _fit(cli: StageCLI) -> None:
             return
         if cli.checkpoint is None:
             folder.clear()
+        folder.sweep()
         log.append(folder.open_log())
         folder.write("config.yaml", cli.resolved())
         facts = {"stage": cli.verb, "state": "running", "parent": cli.config.init_from}

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from gymnasium import spaces
 
 import lit_align.rollout.recording as recording
@@ -27,7 +28,7 @@ from lit_align.models.config import BackboneConfig
 from lit_align.models.reward import RewardModel
 from lit_align.spaces import ActionCodec, gamepad_space
 from tests.helpers import TINY, LightWorld, tiny_agent
-from tests.stages.runs import BACKBONE, CPU, ROOT, WORLD, align, inputs, pretrain
+from tests.stages.runs import BACKBONE, CPU, ROOT, WORLD, align, assert_same_weights, inputs, pretrain
 
 Refused = Callable[[list[str]], str]
 
@@ -228,6 +229,29 @@ def test_a_full_disk_while_recording_is_one_line_and_leaves_nothing(folder, refu
     assert "No space left on device" in said
     assert str(folder / "new") in said
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".new")]
+
+
+def test_a_full_disk_while_training_is_one_line_and_the_run_can_go_on(folder, capfd, monkeypatch):
+    run = pretrain(folder, folder / "run")
+    assert main([*pretrain(folder, folder / "whole")]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            torch, "save", lambda content, file: full() if content["global_step"] > 10 else keep(content, file)
+        )
+        capfd.readouterr()
+        assert main(run) == 2
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert said == [
+        "error: the disk is full ([Errno 28] No space left on device): make room, then run the command again"
+    ]
+    assert json.loads((folder / "run" / "run.json").read_text())["state"] == "failed"
+    (folder / "run" / "checkpoints" / ".last.ckpt.99.tmp").write_bytes(b"half")  # as a kill while writing leaves
+    assert main([*run, "--resume=last"]) == 0
+    assert_same_weights(folder / "run" / "agent", folder / "whole" / "agent")
+    assert [path.name for path in (folder / "run" / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+keep = torch.save
 
 
 @pytest.mark.slow
