@@ -234,10 +234,13 @@ def test_a_full_disk_while_recording_is_one_line_and_leaves_nothing(folder, refu
 def test_a_full_disk_while_training_is_one_line_and_the_run_can_go_on(folder, capfd, monkeypatch):
     run = pretrain(folder, folder / "run")
     assert main([*pretrain(folder, folder / "whole")]) == 0
+    keep = torch.save
+
+    def save(content, file):
+        return full() if content["global_step"] > 10 else keep(content, file)
+
     with monkeypatch.context() as patch:
-        patch.setattr(
-            torch, "save", lambda content, file: full() if content["global_step"] > 10 else keep(content, file)
-        )
+        patch.setattr(torch, "save", save)
         capfd.readouterr()
         assert main(run) == 2
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
@@ -249,9 +252,6 @@ def test_a_full_disk_while_training_is_one_line_and_the_run_can_go_on(folder, ca
     assert main([*run, "--resume=last"]) == 0
     assert_same_weights(folder / "run" / "agent", folder / "whole" / "agent")
     assert [path.name for path in (folder / "run" / "checkpoints").iterdir()] == ["last.ckpt"]
-
-
-keep = torch.save
 
 
 @pytest.mark.slow

@@ -55,11 +55,11 @@ class Process:
             )
 
     def finish(self) -> None:
-        assert self.process.wait(timeout=300) == 0, self.log.read_text()[-3000:]
+        assert self.process.wait(timeout=900) == 0, self.log.read_text()[-3000:]
 
     def kill_when(self, seen: Callable[[], bool]) -> None:
         """SIGKILL as soon as something is there; fails if the run ends before."""
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 900
         while not seen():
             assert self.process.poll() is None, self.log.read_text()[-3000:]
             assert time.monotonic() < deadline, "what the test waits for never came"
