@@ -12,11 +12,11 @@ RUNS = [json.loads(path.read_text()) for path in RESULTS]
 Z = 1.959963984540054
 
 
-def pooled(agent: str, part: str = "agents") -> tuple[Counter[str], int]:
+def pooled(agent: str) -> tuple[Counter[str], int]:
     """Outcomes of an agent over all seeds, and the episodes played."""
     counts: Counter[str] = Counter()
     for run in RUNS:
-        counts.update(run[part][agent]["outcomes"])
+        counts.update(run["agents"][agent]["outcomes"])
     return counts, counts.total()
 
 
@@ -58,7 +58,7 @@ def test_alignment_reaches_the_pad_that_is_preferred(target):
 
 @pytest.mark.parametrize("target", ["left", "right"])
 def test_an_aligned_agent_that_sees_nothing_fails(target):
-    entries = [run["ablations"].get(f"align_{target}_blank") for run in RUNS]
+    entries = [run.get("ablations", {}).get(f"align_{target}_blank") for run in RUNS]
     blind = [entry for entry in entries if entry]
     assert blind
     for entry in blind:
