@@ -83,6 +83,16 @@ class RolloutDataModule(pl.LightningDataModule):
         finally:
             world.close()
 
+    def setup(self, stage: str | None = None) -> None:
+        """Finds numbers that cannot be shared out over the processes before anything is played."""
+        self.deal(0)
+        _, ranks = world_of(self)
+        if self.validation_episodes < ranks:
+            raise UserError(
+                f"data.validation_episodes is {self.validation_episodes}; expected one or more for each of the "
+                f"{ranks} processes"
+            )
+
     def make_world(self) -> gymnasium.Env[Any, Any]:
         """One environment."""
         return make(self.env, **self.env_args)
