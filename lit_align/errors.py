@@ -13,6 +13,10 @@ class UserError(ValueError):
     """
 
 
+MAX_ATTEMPTS = 5
+"""Times that an episode is played before a world that keeps dying stops the run."""
+
+
 class WorldFailed(RuntimeError):
     """A world died under the player: the episode is lost, and the next `reset` starts a fresh engine."""
 

@@ -100,7 +100,6 @@ class FrameCache:
                     future.result()
             os.replace(aside_actions, self.path.with_suffix(".actions"))
             os.replace(aside, self.path)
-            (self.path.with_suffix(".json")).write_text(json.dumps({"shape": self._shape, "dtype": "uint8"}))
         finally:
             aside.unlink(missing_ok=True)
             aside_actions.unlink(missing_ok=True)

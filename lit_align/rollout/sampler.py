@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 
 from lit_align.data.trajectory import Trajectory
 from lit_align.envs import WorldFailed
-from lit_align.errors import UserError
+from lit_align.errors import MAX_ATTEMPTS, UserError
 from lit_align.models.agent import Agent, gather_log_prob
 from lit_align.spaces import ActionCodec, Classes
 
 _log = logging.getLogger(__name__)
-MAX_ATTEMPTS = 5
 
 
 def check_fits(agent: Agent, world: gymnasium.Env[Any, Any]) -> None:

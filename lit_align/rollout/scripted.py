@@ -11,10 +11,8 @@ from lit_align.data.trajectory import Trajectory
 from lit_align.envs import WorldFailed
 from lit_align.envs.gym import make
 from lit_align.envs.jumppads.players import make_player
-from lit_align.errors import UserError
+from lit_align.errors import MAX_ATTEMPTS, UserError
 from lit_align.spaces import ActionCodec
-
-_MAX_ATTEMPTS = 5
 
 
 class ScriptedPlay:
@@ -48,7 +46,7 @@ class ScriptedPlay:
             WorldFailed: The world died again and again.
             UserError: The player chose an action that the space does not hold.
         """
-        for _ in range(_MAX_ATTEMPTS - 1):
+        for _ in range(MAX_ATTEMPTS - 1):
             try:
                 return self._play(episode, seed)
             except WorldFailed:
