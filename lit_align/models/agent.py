@@ -8,80 +8,149 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_align.models.acting import Actor, Observation, Precision, prepare
 from lit_align.models.backbone import Backbone
 from lit_align.models.config import BackboneConfig
 from lit_align.models.folder import load_folder, save_folder
+from lit_align.models.heads import PolicyConfig, make_heads
 from lit_align.models.transformer import KVCache
 from lit_align.spaces import ActionCodec
 
-_PAD = -1e9  # logit of a class that a head does not have: probability exactly 0, and no NaN in p * (log p - log q)
-
 
 class Agent(nn.Module):
-    """A policy over independent categorical action heads.
+    """A policy over categorical action heads.
 
     Args:
         config: Architecture of the backbone.
         codec: The action space, one head for each dimension.
         info: Free JSON facts that travel in `config.json`: lineage, frames trained on, the environment.
+        policy: How the heads depend on each other; independent by default.
     """
 
     kind = "agent"
 
-    def __init__(self, config: BackboneConfig, codec: ActionCodec, info: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        config: BackboneConfig,
+        codec: ActionCodec,
+        info: dict[str, Any] | None = None,
+        policy: PolicyConfig | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         self.codec = codec
         self.info: dict[str, Any] = dict(info or {})
+        self.policy = policy or PolicyConfig()
         self.backbone = Backbone(config)
-        self.head = nn.Linear(config.width, sum(codec.sizes))
-        nn.init.normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
-        # Row h of `layout` names the logits of head h, padded to the widest head with the index of an extra,
-        # impossible logit.
-        widest, first = max(codec.sizes), 0
-        layout = torch.full((len(codec.sizes), widest), sum(codec.sizes))
-        for h, size in enumerate(codec.sizes):
-            layout[h, :size] = torch.arange(first, first + size)
-            first += size
-        self.register_buffer("layout", layout, persistent=False)
-        self.layout: Tensor
+        self.head = make_heads(self.policy, config.width, codec.sizes)
+        self._actor: Actor | None = None
 
-    def log_probs_of(self, features: Tensor, temperature: float = 1.0) -> Tensor:
+    def log_probs_of(self, features: Tensor, actions: Tensor | None = None, temperature: float = 1.0) -> Tensor:
         """Log-probabilities `(..., heads, widest)` of every class, float32.
 
-        Classes that a head lacks have probability 0.
+        Classes that a head lacks have probability 0. Autoregressive heads are conditioned on `actions` `(..., heads)`.
         """
         with torch.autocast(features.device.type, enabled=False):
-            logits = self.head(features.to(self.head.weight.dtype)).float() / temperature
-        logits = torch.cat((logits, logits.new_full((*logits.shape[:-1], 1), _PAD)), dim=-1)
-        return torch.log_softmax(logits[..., self.layout], dim=-1)
+            return self.head.log_probs(features, actions, temperature)
 
-    def forward(self, frames: Tensor, temperature: float = 1.0) -> Tensor:
+    def forward(
+        self, frames: Tensor, vectors: Tensor | None = None, actions: Tensor | None = None, temperature: float = 1.0
+    ) -> Tensor:
         """Log-probabilities of every class at every frame of whole sequences.
 
         Args:
-            frames: `(B, T, H, W, 3)`, uint8.
+            frames: `(B, T, H, W, 3)`, uint8; H and W are 0 where there are no pixels.
+            vectors: Vector observations `(B, T, V)`, float32; None where V is 0.
+            actions: Classes `(B, T, heads)` that were chosen; autoregressive heads need them.
             temperature: Divides the logits.
 
         Returns:
-            `(B, T, heads, widest)`, float32.
+            `(B, T, heads, widest)`, float32; of autoregressive heads, given the classes before.
         """
-        return self.log_probs_of(self.backbone(frames), temperature)
+        return self.log_probs_of(self.backbone(frames, vectors), actions, temperature)
 
-    def step(self, frames: Tensor, cache: KVCache, temperature: float = 1.0) -> Tensor:
-        """Log-probabilities `(B, heads, widest)` for each world's next frame `(B, H, W, 3)`; moves the cache on."""
-        return self.log_probs_of(self.backbone.step(frames, cache), temperature)
+    def step(
+        self,
+        frames: Tensor,
+        cache: KVCache,
+        vectors: Tensor | None = None,
+        actions: Tensor | None = None,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """The same for each world's next frame `(B, H, W, 3)`: `(B, heads, widest)`; moves the cache on."""
+        return self.log_probs_of(self.backbone.step(frames, cache, vectors), actions, temperature)
+
+    def choose(
+        self,
+        frames: Tensor,
+        cache: KVCache,
+        vectors: Tensor | None,
+        uniform: Tensor,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Each world's next action; moves the cache on. Static shapes, no branch on values: it can be compiled.
+
+        Args:
+            frames: `(B, H, W, 3)`, uint8.
+            cache: What the worlds saw before.
+            vectors: `(B, V)`, float32; None where V is 0.
+            uniform: Noise `(B, heads)` in [0, 1), float32.
+            temperature: Divides the logits; 0 takes the likeliest class of every head.
+            top_p: Draw from the smallest set of classes that holds this much probability.
+
+        Returns:
+            Classes `(B, heads)`, int64, and their joint log-probability `(B,)`, float32, under what they were drawn
+            from.
+        """
+        return self.head.sample(self.backbone.step(frames, cache, vectors), uniform, temperature, top_p)
 
     def new_cache(self, worlds: int) -> KVCache:
         """An empty KV cache for `worlds` worlds."""
         return self.backbone.new_cache(worlds)
+
+    def act(self, observation: Observation, temperature: float = 1.0, top_p: float = 1.0) -> Any:
+        """What to do now, in one world or in many: the past is kept between calls.
+
+        The first call decides how many worlds there are; `reset` begins new episodes.
+
+        Args:
+            observation: A frame `(H, W, 3)`, or frames of B worlds `(B, H, W, 3)`, uint8, NumPy or torch. An agent that
+                sees a vector takes a dict `{"pixels": ..., "vector": ...}`, or the vector alone if it sees no pixels.
+            temperature: Divides the logits; 0 takes the likeliest class of every head.
+            top_p: Draw from the smallest set of classes that holds this much probability.
+
+        Returns:
+            An action of the action space, or a list of B of them.
+
+        Raises:
+            ValueError: The observation is not of the agent's sizes and types, or of another number of worlds.
+        """
+        if self._actor is None:
+            self._actor = Actor(self)
+        return self._actor.act(observation, temperature, top_p)
+
+    def reset(self, worlds: list[int] | None = None, seed: int | None = None) -> None:
+        """Begins new episodes for `act`.
+
+        Args:
+            worlds: In which worlds; None forgets all of them, so that the next call may be of another number.
+            seed: Draws anew from here on; None goes on drawing.
+        """
+        if self._actor is None:
+            self._actor = Actor(self)
+        self._actor.reset(worlds, seed)
+
+    def prepare(self, precision: Precision = "fp32", compile: bool = False) -> Agent:
+        """A copy of this agent for acting only: in fewer bits, compiled. See `lit_align.models.acting.prepare`."""
+        return prepare(self, precision, compile)
 
     def save(self, folder: str | Path) -> None:
         """Writes `config.json` and `model.safetensors`; the folder appears whole or not at all."""
         content = {
             "kind": self.kind,
             "backbone": self.config.to_dict(),
+            "policy": self.policy.to_dict(),
             "actions": self.codec.to_dict(),
             "info": self.info,
         }
@@ -109,6 +178,7 @@ class Agent(nn.Module):
             BackboneConfig.from_dict(content["backbone"]),
             ActionCodec.from_dict(content["actions"]),
             content.get("info"),
+            PolicyConfig.from_dict(content.get("policy", {})),
         )
 
 
@@ -118,10 +188,17 @@ def gather_log_prob(log_probs: Tensor, actions: Tensor) -> Tensor:
 
 
 def entropy(log_probs: Tensor) -> Tensor:
-    """Entropy `(...)` in nats of independent heads `(..., heads, widest)`."""
+    """Entropy `(...)` in nats of heads `(..., heads, widest)`: exact if they are independent.
+
+    For autoregressive heads it is that of each head given the classes before it, an estimate of the joint one.
+    """
     return -(log_probs.exp() * log_probs).sum((-1, -2))
 
 
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Exact KL(p || q) `(...)` in nats of independent heads `(..., heads, widest)`: the sum over heads."""
+    """KL(p || q) `(...)` in nats of heads `(..., heads, widest)`: the sum over heads, exact if they are independent.
+
+    For autoregressive heads, conditioned on an action that p chose, it is an unbiased estimate of the joint one (chain
+    rule).
+    """
     return (log_p.exp() * (log_p - log_q)).sum((-1, -2))

@@ -1,21 +1,27 @@
-"""The trunk that agents and reward models share: an encoder for each frame, then a causal transformer."""
+"""The trunk that agents and reward models share: encoders for each frame, then a causal transformer."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lit_align.errors import UserError
 from lit_align.models.config import BackboneConfig
 from lit_align.models.transformer import KVCache, Transformer
-from lit_align.models.vision import ConvEncoder
+from lit_align.models.vector import VectorEncoder
+from lit_align.models.vision import make_encoder
 
 
 class Backbone(nn.Module):
-    """Frames to features.
+    """Observations to features. A frame's embedding is that of its pixels plus that of its vector.
 
     Args:
         config: The architecture.
+
+    Attributes:
+        checkpointing: Keep no activations of encoders and layers for the backward pass, compute them again: less
+            memory for about a third more time (Chen et al. 2016, arXiv 1604.06174).
 
     Raises:
         ValueError: The config has fields that do not fit.
@@ -25,21 +31,51 @@ class Backbone(nn.Module):
         super().__init__()
         config.check()
         self.config = config
-        self.vision = ConvEncoder(config)
+        self.checkpointing = False
+        self.vision = make_encoder(config) if config.image_size else None
+        self.vector = VectorEncoder(config) if config.vector_size else None
         self.transformer = Transformer(config)
 
-    def forward(self, frames: Tensor) -> Tensor:
-        """Frames `(B, T, H, W, 3)`, uint8, of whole sequences to features `(B, T, width)`.
+    def embed(self, frames: Tensor, vectors: Tensor | None = None) -> Tensor:
+        """Observations of single frames to embeddings `(N, width)`.
+
+        Args:
+            frames: `(N, H, W, 3)`, uint8; H and W are 0 where there are no pixels.
+            vectors: `(N, V)`, float32; None where V is 0.
+        """
+        parts: list[Tensor] = []
+        if self.vision is not None:
+            again = self.checkpointing and torch.is_grad_enabled()
+            parts.append(checkpoint(self.vision, frames, use_reentrant=False) if again else self.vision(frames))
+        if self.vector is not None:
+            assert vectors is not None
+            parts.append(self.vector(vectors))
+        return sum(parts[1:], parts[0])
+
+    def forward(self, frames: Tensor, vectors: Tensor | None = None) -> Tensor:
+        """Observations of whole sequences to features `(B, T, width)`.
 
         Sequences are padded on the right: nothing that comes later changes what was before.
+
+        Args:
+            frames: `(B, T, H, W, 3)`, uint8; H and W are 0 where there are no pixels.
+            vectors: `(B, T, V)`, float32; None where V is 0.
         """
-        check_frames(frames, self.config.image_size)
-        out: Tensor = self.transformer(self.vision(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]))
+        check_observations(self.config, frames, vectors)
+        flat = None if vectors is None else vectors.flatten(0, 1)
+        embeddings = self.embed(frames.flatten(0, 1), flat).view(*frames.shape[:2], -1)
+        out: Tensor = self.transformer(embeddings, self.checkpointing)
         return out
 
-    def step(self, frames: Tensor, cache: KVCache) -> Tensor:
-        """The next frame of each world `(B, H, W, 3)`, uint8, to features `(B, width)`; moves the cache on."""
-        return self.transformer.step(self.vision(frames), cache)
+    def step(self, frames: Tensor, cache: KVCache, vectors: Tensor | None = None) -> Tensor:
+        """The next observation of each world to features `(B, width)`; moves the cache on.
+
+        Args:
+            frames: `(B, H, W, 3)`, uint8.
+            cache: What the worlds saw before.
+            vectors: `(B, V)`, float32; None where V is 0.
+        """
+        return self.transformer.step(self.embed(frames, vectors), cache)
 
     def new_cache(self, worlds: int) -> KVCache:
         """An empty cache for `worlds` worlds, on this module's device."""
@@ -48,10 +84,15 @@ class Backbone(nn.Module):
         return KVCache(self.config, worlds, weight.device, weight.dtype)
 
 
-def check_frames(frames: Tensor, size: int) -> None:
-    """Raises ValueError unless `frames` is uint8 `(..., size, size, 3)`."""
+def check_observations(config: BackboneConfig, frames: Tensor, vectors: Tensor | None) -> None:
+    """Raises ValueError unless frames `(..., S, S, 3)`, uint8, and vectors `(..., V)` are of the config's sizes."""
+    size = config.image_size
     if frames.dtype != torch.uint8 or frames.shape[-3:] != (size, size, 3):
         raise UserError(
             f"frames are {frames.dtype} of shape {tuple(frames.shape)}; "
             f"expected uint8 of shape (..., {size}, {size}, 3)"
         )
+    shape = frames.shape[:-3]
+    found = (*shape, 0) if vectors is None else tuple(vectors.shape)
+    if found != (*shape, config.vector_size):
+        raise UserError(f"vectors are of shape {found}; expected {(*shape, config.vector_size)}")

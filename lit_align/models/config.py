@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lit_align.errors import UserError
 
@@ -12,13 +13,21 @@ from lit_align.errors import UserError
 class BackboneConfig:
     """Architecture of the trunk that agents and reward models share.
 
-    The defaults are the `tiny` size (about 1.5M parameters, 64x64 pixels). Eight layers of width 1024
-    and 16 channels at 128x128 make about the paper's 103M; the paper's own shape could not be read.
+    The defaults make a small network for a CPU; `configs/sizes/` holds named sizes, the paper's 103M among them.
 
     Attributes:
-        image_size: Height and width of the frames in pixels; a power of two, 32 or more.
-        channels: Channels after the encoder's first convolution; they double at every halving of the image.
-        blocks: ConvNeXt blocks before each halving. 0 leaves plain strided convolutions, the quickest on a CPU.
+        image_size: Height and width of the frames in pixels; 0 if the agent sees no pixels. Encoders that halve the
+            image need a power of two, 32 or more.
+        vector_size: Numbers in a frame's vector observation; 0 if there is none. Both may be there, not neither.
+        encoder: How frames become embeddings. `convnext`: strided convolutions and ConvNeXt blocks, as the paper's lab
+            released; `impala`: the residual network of game agents; `patch`: matrix products alone, the quickest on a
+            CPU; `pretrained`: a vision model of Hugging Face Transformers (`pip install lit-align[vision]`).
+        channels: Channels of the encoder's first layer at a quarter of the image's resolution (at all of it with
+            `impala`); they double at every halving of the image.
+        blocks: ConvNeXt blocks before each halving; residual blocks of each `impala` stack. 0 leaves plain
+            convolutions.
+        pretrained: Hub id or folder of the vision model of `encoder: pretrained`.
+        pretrained_config: The vision model's own configuration; filled in when the agent is made.
         width: Width of the transformer, d.
         layers: Number of transformer layers.
         heads: Number of attention heads; `width / heads` must be even (rotary positions).
@@ -31,8 +40,12 @@ class BackboneConfig:
     """
 
     image_size: int = 64
+    vector_size: int = 0
+    encoder: Literal["convnext", "impala", "patch", "pretrained"] = "convnext"
     channels: int = 16
     blocks: int = 0
+    pretrained: str | None = None
+    pretrained_config: dict[str, Any] | None = None
     width: int = 160
     layers: int = 4
     heads: int = 5
@@ -44,9 +57,7 @@ class BackboneConfig:
 
     def check(self) -> None:
         """Raises ValueError with every field that does not fit, each with what is expected."""
-        wrong: list[str] = []
-        if self.image_size < 32 or self.image_size & (self.image_size - 1):
-            wrong.append(f"image_size is {self.image_size}; expected a power of two, 32 or more")
+        wrong = self._wrong_observations()
         wrong += [
             f"{name} is {getattr(self, name)}; expected 1 or more"
             for name in ("channels", "width", "layers", "heads", "context")
@@ -64,6 +75,22 @@ class BackboneConfig:
             )
         if wrong:
             raise UserError("the backbone cannot be built: " + "; ".join(wrong))
+
+    def _wrong_observations(self) -> list[str]:
+        wrong: list[str] = []
+        if min(self.image_size, self.vector_size) < 0 or self.image_size == self.vector_size == 0:
+            wrong.append(
+                f"image_size is {self.image_size} and vector_size {self.vector_size}; expected 0 or more, and one of "
+                "them more than 0"
+            )
+        halves = self.encoder != "pretrained" and self.image_size > 0
+        if halves and (self.image_size < 32 or self.image_size & (self.image_size - 1)):
+            wrong.append(f"image_size is {self.image_size}; expected a power of two, 32 or more")
+        if self.encoder not in get_args(get_type_hints(BackboneConfig)["encoder"]):
+            wrong.append(f"encoder is {self.encoder!r}; expected convnext, impala, patch or pretrained")
+        if self.encoder == "pretrained" and not (self.pretrained or self.pretrained_config):
+            wrong.append("encoder is 'pretrained' and no vision model is named; set pretrained to a Hub id or a folder")
+        return wrong
 
     @property
     def receptive_field(self) -> int:
@@ -89,15 +116,24 @@ class BackboneConfig:
             raise UserError(f"unknown keys {unknown} in the backbone's config; known are {sorted(known)}")
         hints = get_type_hints(cls)
         for key, value in data.items():
-            choices = get_args(hints[key])
-            wanted = str if choices else hints[key]
-            ok = (
-                isinstance(value, bool)
-                if wanted is bool
-                else isinstance(value, (int, float) if wanted is float else wanted) and not isinstance(value, bool)
-            )
-            if not ok:
-                raise UserError(f"'{key}' in the backbone's config is {value!r}; expected {wanted.__name__}")
+            if not _fits(value, hints[key]):
+                raise UserError(f"'{key}' in the backbone's config is {value!r}; expected {_name(hints[key])}")
         config = cls(**data)
         config.check()
         return config
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value is of a field's type; a whole number will do for a float, a bool for nothing but a bool."""
+    if get_origin(hint) is Literal:
+        return isinstance(value, str)  # `check` knows which are allowed
+    if get_origin(hint) is UnionType:
+        return any(_fits(value, part) for part in get_args(hint))
+    plain = get_origin(hint) or hint
+    if isinstance(value, bool):
+        return plain is bool
+    return isinstance(value, (int, float) if plain is float else plain)
+
+
+def _name(hint: Any) -> str:
+    return "str" if get_origin(hint) is Literal else getattr(hint, "__name__", str(hint))

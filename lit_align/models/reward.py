@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lit_align.errors import UserError
 from lit_align.models.agent import Agent
@@ -59,20 +60,22 @@ class RewardModel(nn.Module):
         model.backbone.load_state_dict(agent.backbone.state_dict())
         return model
 
-    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, frames: Tensor, lengths: Tensor, vectors: Tensor | None = None) -> Tensor:
         """Raw rewards of whole trajectories.
 
         Args:
-            frames: `(B, T, H, W, 3)`, uint8, padded on the right.
+            frames: `(B, T, H, W, 3)`, uint8, padded on the right; H and W are 0 where there are no pixels.
             lengths: Number of frames of each trajectory that count `(B,)`, 1 to T.
+            vectors: Vector observations `(B, T, V)`, float32; None where V is 0.
 
         Returns:
             One reward for each trajectory and head `(B, K)`, float32, not normalised.
         """
-        features = self.backbone(frames)
-        # In float32 also under autocast: scores that differ little must not be rounded to the same number.
+        features = self.backbone(frames, vectors)
+        # In float32 in every precision: scores that differ little must not be rounded to the same number.
         with torch.autocast(features.device.type, enabled=False):
-            return self.read(self.head(features.to(self.head.weight.dtype)).float(), lengths)
+            scores = F.linear(features.float(), self.head.weight.float(), self.head.bias.float())
+        return self.read(scores, lengths)
 
     def read(self, scores: Tensor, lengths: Tensor) -> Tensor:
         """Per-frame scores `(B, T, K)` to rewards `(B, K)` by the readout."""

@@ -10,8 +10,9 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+from lit_align.models.attention import attend, window_attention, window_mask
 from lit_align.models.config import BackboneConfig
 
 
@@ -94,6 +95,7 @@ class Layer(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         hidden = int(config.mlp_ratio * config.width)
+        self.context = config.context
         self.norm1 = make_norm(config)
         self.attention = Attention(config)
         self.norm2 = make_norm(config)
@@ -101,11 +103,10 @@ class Layer(nn.Module):
             nn.Linear(config.width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, config.width)
         )
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
-        """Whole sequences `(B, T, width)`; `mask` `(T, T)` says which frames each frame attends to."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+        """Whole sequences `(B, T, width)`; `mask` is what `window_mask` made for their length."""
         q, k, v = self.attention.split(self.norm1(x))
-        y = F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, attn_mask=mask)
-        x = x + self.attention.merge(y)
+        x = x + self.attention.merge(window_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, self.context, mask))
         return x + self.mlp(self.norm2(x))
 
     def step(
@@ -119,7 +120,7 @@ class Layer(nn.Module):
         rows = torch.arange(len(slots), device=x.device)
         keys[rows, :, slots] = rotate(k, cos, sin)[:, :, 0].to(keys.dtype)
         values[rows, :, slots] = v[:, :, 0].to(values.dtype)
-        y = F.scaled_dot_product_attention(rotate(q, cos, sin), keys.to(q.dtype), values.to(q.dtype), attn_mask=mask)
+        y = attend(rotate(q, cos, sin), keys.to(q.dtype), values.to(q.dtype), mask)
         x = x + self.attention.merge(y)
         return x + self.mlp(self.norm2(x))
 
@@ -143,17 +144,20 @@ class Transformer(nn.Module):
             nn.init.normal_(module.weight, std=0.02)
             nn.init.zeros_(module.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, checkpointing: bool = False) -> Tensor:
         """Embeddings `(B, T, width)` of whole sequences to outputs of the same shape.
 
-        Frame t sees frames t - context + 1 to t.
+        Frame t sees frames t - context + 1 to t. `checkpointing` computes each layer again in the backward pass
+        instead of keeping its activations.
         """
         t = torch.arange(x.shape[1], device=x.device)
-        age = t[:, None] - t[None, :]
-        mask = (age >= 0) & (age < self.config.context)
+        mask = window_mask(x.shape[1], self.config.context, x.device)
         cos, sin = rotary(t, self.config.width // self.config.heads, self.config.rope_base)
         for layer in self.layers:
-            x = layer(x, cos, sin, mask)
+            if checkpointing and torch.is_grad_enabled():
+                x = checkpoint(layer, x, cos, sin, mask, use_reentrant=False)
+            else:
+                x = layer(x, cos, sin, mask)
         out: Tensor = self.norm(x)
         return out
 

@@ -1,21 +1,25 @@
 """Contract 1: acting step by step with the cache and training on whole sequences give the same numbers."""
 
+from typing import Any
+
+import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lit_align.models.agent import Agent
 from lit_align.models.config import BackboneConfig
+from lit_align.models.heads import PolicyConfig
 from lit_align.models.transformer import Layer, Transformer, rotary, rotate
 from lit_align.spaces import ActionCodec, gamepad_space
 
 TINY = BackboneConfig(image_size=32, channels=4, blocks=0, width=32, layers=3, heads=2, context=5)
 
 
-def make_agent(**changes):
+def make_agent(heads="independent", **changes):
     torch.manual_seed(0)
     config = BackboneConfig.from_dict({**TINY.to_dict(), **changes})
-    agent = Agent(config, ActionCodec(gamepad_space())).eval()
+    agent = Agent(config, ActionCodec(gamepad_space()), policy=PolicyConfig(heads, width=16)).eval()
     for parameter in agent.parameters():  # weights large enough that attention matters
         parameter.data += 0.1 * torch.randn_like(parameter)
     return agent
@@ -48,25 +52,43 @@ def brute_force(transformer: Transformer, x: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_the_whole_sequence_forward_is_attention_written_as_loops():
+@pytest.mark.parametrize("steps", [4, 12, 43])  # within the window, beyond it, and cut into blocks
+def test_the_whole_sequence_forward_is_attention_written_as_loops(steps):
     transformer = make_agent().backbone.transformer
-    x = torch.randn(2, 12, TINY.width)
+    x = torch.randn(2, steps, TINY.width)
     torch.testing.assert_close(transformer(x), brute_force(transformer, x), atol=1e-5, rtol=1e-5)
 
 
+KINDS: dict[str, dict[str, Any]] = {
+    "layernorm": {},
+    "rmsnorm and qk-norm": {"norm": "rmsnorm", "qk_norm": True},
+    "autoregressive": {"heads": "autoregressive"},
+    "pixels and a vector": {"vector_size": 3},
+    "a vector alone": {"image_size": 0, "vector_size": 3, "heads": "autoregressive"},
+    "impala": {"encoder": "impala"},
+    "patch": {"encoder": "patch"},
+}
+
+
 @torch.no_grad()
-@settings(max_examples=15, deadline=None)
-@given(st.lists(st.integers(1, 23), min_size=2, max_size=5), st.sampled_from(["layernorm", "rmsnorm"]), st.booleans())
-def test_cached_steps_equal_whole_episodes_with_resets_at_different_times(lengths, norm, qk_norm):
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 23), min_size=2, max_size=5), st.sampled_from(sorted(KINDS)))
+@example([61, 3], "layernorm").via("long enough for blocks")
+def test_cached_steps_equal_whole_episodes_with_resets_at_different_times(lengths, kind):
     """Three worlds play such episodes one after another, each resetting on its own, beyond the window of 5 frames."""
-    agent = make_agent(norm=norm, qk_norm=qk_norm)
-    worlds = 3
+    agent = make_agent(**KINDS[kind])
+    worlds, size = 3, agent.config.image_size
     generator = torch.Generator().manual_seed(1)
-    schedule = [lengths[w:] + lengths[:w] for w in range(worlds)]
-    episodes = [
-        [torch.randint(0, 256, (n, 32, 32, 3), dtype=torch.uint8, generator=generator) for n in order]
-        for order in schedule
-    ]
+    schedule = [lengths[w % len(lengths) :] + lengths[: w % len(lengths)] for w in range(worlds)]
+
+    def make_up(n):
+        return (
+            torch.randint(0, 256, (n, size, size, 3), dtype=torch.uint8, generator=generator),
+            torch.randn(n, agent.config.vector_size, generator=generator),
+            torch.stack([torch.randint(0, c, (n,), generator=generator) for c in agent.codec.sizes], dim=-1),
+        )
+
+    episodes = [[make_up(n) for n in order] for order in schedule]
     cache = agent.new_cache(worlds)
     place = [(0, 0)] * worlds
     stepped: list[list[list[torch.Tensor]]] = [[[] for _ in order] for order in schedule]
@@ -74,14 +96,65 @@ def test_cached_steps_equal_whole_episodes_with_resets_at_different_times(length
         for w, (_, t) in enumerate(place):
             if t == 0:
                 cache.reset([w])
-        frames = torch.stack([episodes[w][e][t] for w, (e, t) in enumerate(place)])
-        log_probs = agent.step(frames, cache)
+        frames, vectors, actions = (
+            torch.stack([episodes[w][e][i][t] for w, (e, t) in enumerate(place)]) for i in range(3)
+        )
+        log_probs = agent.step(frames, cache, vectors, actions)
         for w, (e, t) in enumerate(place):
             stepped[w][e].append(log_probs[w])
             place[w] = (e, t + 1) if t + 1 < schedule[w][e] else (e + 1, 0)
     for w in range(worlds):
-        for e, frames in enumerate(episodes[w]):
-            torch.testing.assert_close(torch.stack(stepped[w][e]), agent(frames[None])[0], atol=1e-5, rtol=1e-5)
+        for e, (frames, vectors, actions) in enumerate(episodes[w]):
+            whole = agent(frames[None], vectors[None], actions[None])[0]
+            torch.testing.assert_close(torch.stack(stepped[w][e]), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_checkpointing_changes_memory_not_gradients():
+    agent = make_agent(vector_size=3)
+    frames = torch.randint(0, 256, (2, 12, 32, 32, 3), dtype=torch.uint8)
+    vectors = torch.randn(2, 12, 3)
+    kept: list[dict[str, torch.Tensor]] = []
+    saved = []
+    for again in (False, True):
+        agent.backbone.checkpointing = again
+        agent.zero_grad()
+        counter = [0]
+
+        def pack(x, counter=counter):
+            counter[0] += x.numel()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            loss = agent(frames, vectors).square().mean()
+        loss.backward()
+        kept.append({name: p.grad.clone() for name, p in agent.named_parameters() if p.grad is not None})
+        saved.append(counter[0])
+    assert kept[0].keys() == kept[1].keys() == dict(agent.named_parameters()).keys()
+    for name, gradient in kept[0].items():
+        torch.testing.assert_close(kept[1][name], gradient, msg=name)
+    assert saved[1] < saved[0] / 2
+
+
+@torch.no_grad()
+def test_a_step_is_one_graph_of_static_shapes():
+    """No branch on values, no shape that depends on them: what CUDA graphs and torch.compile need."""
+    agent = make_agent("autoregressive")
+    compiled = torch.compile(agent.choose, backend="eager", fullgraph=True, dynamic=False)
+    counted = torch._dynamo.utils.counters["stats"]
+    before = counted["unique_graphs"]
+    caches = agent.new_cache(2), agent.new_cache(2)
+    generator = torch.Generator().manual_seed(0)
+    for t in range(9):  # past the window, with a reset on the way
+        frames = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8, generator=generator)
+        noise = torch.rand(2, 16, generator=generator)
+        if t == 4:
+            for cache in caches:
+                cache.reset([1])
+        ours = compiled(frames, caches[0], None, noise)
+        theirs = agent.choose(frames, caches[1], None, noise)
+        assert torch.equal(ours[0], theirs[0])
+        torch.testing.assert_close(ours[1], theirs[1])
+    assert counted["unique_graphs"] - before == 1
 
 
 @torch.no_grad()

@@ -1,13 +1,13 @@
-"""Frames to embeddings: one vector for each frame, trained with the rest."""
+"""A ConvNeXt-style encoder, shaped like the one that the paper's lab released."""
 
 from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from lit_align.models.config import BackboneConfig
+from lit_align.models.vision.frames import to_planes
 
 
 class ConvNeXtBlock(nn.Module):
@@ -51,12 +51,6 @@ class ConvEncoder(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """Frames `(N, H, W, 3)`, uint8, to embeddings `(N, width)`."""
-        # A permuted (N, H, W, C) tensor is channels-last in memory already, the layout that convolutions like best.
-        dtype = (
-            torch.get_autocast_dtype(frames.device.type)
-            if torch.is_autocast_enabled(frames.device.type)
-            else self.norm.weight.dtype
-        )
-        x = frames.permute(0, 3, 1, 2).to(dtype) / 127.5 - 1.0
+        x = to_planes(frames, self.norm.weight)
         y: Tensor = self.project(self.norm(self.body(x).flatten(1)))
         return y
