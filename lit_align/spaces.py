@@ -94,6 +94,15 @@ class ActionCodec:
     def __repr__(self) -> str:
         return f"ActionCodec({describe(self.heads)})"
 
+    @property
+    def null(self) -> Classes:
+        """The classes `(heads,)`, uint8, of doing nothing.
+
+        A button is not pressed, an axis rests at 0 (in its middle bin where 0 is out of its range), and a choice takes
+        its class 0, which most worlds give to doing nothing.
+        """
+        return np.array([_rest(head) for head in self.heads], np.uint8)
+
     def encode(self, action: Any) -> Classes:
         """An action of the space as classes.
 
@@ -267,6 +276,15 @@ def _to_value(head: Head, cls: int) -> float:
     if not 0 <= cls < head.classes:
         raise UserError(f"class {cls} of head '{head.name or 'action'}' is out of range 0..{head.classes - 1}")
     return head.centres[cls] if head.kind == "axis" else float(cls + head.offset)
+
+
+def _rest(head: Head) -> int:
+    """The class of doing nothing; see `ActionCodec.null`."""
+    if head.kind != "axis":
+        return 0
+    if not head.centres[0] <= 0.0 <= head.centres[-1]:
+        return head.classes // 2
+    return int(np.searchsorted(head.edges, 0.0, side="right"))
 
 
 def _build(space: spaces.Space[Any], values: Any) -> Any:

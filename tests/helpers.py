@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -20,21 +21,28 @@ SIZE = 32
 TINY = BackboneConfig(image_size=SIZE, channels=4, blocks=0, width=32, layers=2, heads=2, context=6)
 
 
-def tiny_agent(seed: int = 0, space: spaces.Space[Any] | None = None) -> Agent:
+def tiny_agent(seed: int = 0, space: spaces.Space[Any] | None = None, **changes: Any) -> Agent:
+    """An agent of `TINY`, with some of its fields changed."""
     torch.manual_seed(seed)
-    agent = Agent(TINY, ActionCodec(space or gamepad_space())).eval()
+    agent = Agent(replace(TINY, **changes), ActionCodec(space or gamepad_space())).eval()
     for parameter in agent.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     return agent
 
 
 def made_up(
-    episode: int, steps: int, seed: int = 0, outcome: str = "left", space: spaces.Space[Any] | None = None
+    episode: int,
+    steps: int,
+    seed: int = 0,
+    outcome: str = "left",
+    space: spaces.Space[Any] | None = None,
+    size: int = SIZE,
+    vector: int = 0,
 ) -> Trajectory:
-    """A trajectory of noise whose actions follow from its pixels."""
+    """A trajectory of noise, with pixels and a vector of so many numbers."""
     rng = np.random.default_rng([seed, episode])
     sizes = ActionCodec(space or gamepad_space()).sizes
-    frames = rng.integers(0, 256, (steps + 1, SIZE, SIZE, 3), dtype=np.uint8)
+    frames = rng.integers(0, 256, (steps + 1, size, size, 3), dtype=np.uint8)
     actions = np.stack([rng.integers(0, n, steps) for n in sizes], axis=1).astype(np.uint8)
     return Trajectory(
         frames=frames,
@@ -46,6 +54,7 @@ def made_up(
         positions=rng.normal(size=(steps + 1, 3)).astype(np.float32),
         rewards=rng.normal(size=steps).astype(np.float32),
         log_probs=rng.normal(size=steps).astype(np.float32),
+        vectors=rng.normal(size=(steps + 1, vector)).astype(np.float32),
         terminated=True,
     )
 
@@ -61,15 +70,20 @@ class LightWorld(gymnasium.Env):
     """A lamp of a random colour: pixels that follow from (seed, step, last action).
 
     It ends after a number of steps that the seed decides, with the outcome `left` if the first button was pressed more
-    often than not.
+    often than not. It may show a vector beside the pixels, or in their place (size 0).
     """
 
     metadata = {"render_modes": [], "render_fps": 10.0}
 
-    def __init__(self, size: int = SIZE, dies_at: tuple[int, ...] = ()):
-        self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
+    def __init__(self, size: int = SIZE, dies_at: tuple[int, ...] = (), vector: int = 0):
+        parts: dict[str, spaces.Space[Any]] = {}
+        if size:
+            parts["pixels"] = spaces.Box(0, 255, (size, size, 3), np.uint8)
+        if vector:
+            parts["vector"] = spaces.Box(-np.inf, np.inf, (vector,), np.float64)
+        self.observation_space = spaces.Dict(parts) if len(parts) > 1 else next(iter(parts.values()))
         self.action_space = gamepad_space()
-        self.size = size
+        self.size, self.vector = size, vector
         self.dies_at = list(dies_at)
         self.played = 0
 
@@ -81,7 +95,11 @@ class LightWorld(gymnasium.Env):
         return self._frame(0), self._info("none", "")
 
     def _frame(self, action):
-        return self.rng.integers(0, 256 - action, (self.size, self.size, 3), dtype=np.uint8)
+        pixels = self.rng.integers(0, 256 - action, (self.size, self.size, 3), dtype=np.uint8)
+        if not self.vector:
+            return pixels
+        vector = action + self.rng.normal(size=self.vector)
+        return {"pixels": pixels, "vector": vector} if self.size else vector
 
     def _info(self, outcome, reason):
         return {"position": np.array([self.total, self.pressed, 0], np.float32), "outcome": outcome, "reason": reason}

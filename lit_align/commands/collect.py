@@ -10,7 +10,7 @@ from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from lit_align import __version__
 from lit_align.data.trajectories import Meta, TrajectoryWriter
-from lit_align.envs.gym import make
+from lit_align.envs.gym import Observations, make
 from lit_align.errors import UserError
 from lit_align.rollout.recording import Play, Recordings, agent_plays, players_play
 from lit_align.seeds import PURPOSES
@@ -62,8 +62,11 @@ def run(
             "and 1 episode or more"
         )
     world = make(env, **(env_args or {}))
-    codec, fps = ActionCodec(world.action_space), float(world.metadata.get("render_fps", 30.0))
-    world.close()
+    try:
+        Observations.of(world)  # a world that nobody can record is found before anything is played
+        codec, fps = ActionCodec(world.action_space), float(world.metadata.get("render_fps", 30.0))
+    finally:
+        world.close()
     play = Play(env, dict(env_args or {}), purpose, seed, episodes if only is None else None)
     provenance: dict[str, Any] = {"version": __version__, "purpose": purpose, "seed": seed, "only": only}
     if agent:

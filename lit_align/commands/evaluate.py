@@ -41,8 +41,9 @@ def run(
         out: Folder for results.json, episodes.npz (positions, outcomes) and videos; several agents have one each in it.
         names: What the agents are called, in their order; by default the folder of the stage that made each.
         videos: Episodes filmed for each outcome, and one for each reason; needs `out`.
-        blank: The agents see black frames: what is left then was not seen.
-        env_args: Arguments that the world is made with, such as `{size: 64}`; the frame size is the agent's by default.
+        blank: The agents see black frames (and vectors of zeros): what is left then was not seen.
+        env_args: Arguments that the world is made with, such as `{size: 64}`; the island's frames are of the agent's
+            size by default.
         threads: Torch threads; None leaves torch's own number.
     """
     titles = _names(agents, names)
@@ -93,7 +94,7 @@ def _stage_of(folder: Path) -> str:
 
 def _with_size(env: str, args: dict[str, Any], size: int) -> dict[str, Any]:
     """The island draws frames of any size: the agent's, unless one was asked for."""
-    return {"size": size, **args} if "Jumppads" in env else args
+    return {"size": size, **args} if "Jumppads" in env and size else args
 
 
 def _progress() -> Progress:

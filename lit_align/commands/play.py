@@ -26,12 +26,11 @@ def run(
         episodes: Episodes to play.
         seed: The run's seed; the same seed shows the same episodes.
         temperature: Sampling temperature of the actions; 0 takes the likeliest.
-        env_args: Arguments that the world is made with; the frame size is the agent's by default.
+        env_args: Arguments that the world is made with; the island's frame size is the agent's by default.
     """
     if episodes < 1:
         raise UserError(f"episodes is {episodes}; expected 1 or more")
     from lit_align.commands.evaluate import _stage_of, _with_size
-    from lit_align.evaluation.footage import film
     from lit_align.evaluation.match import Match
     from lit_align.models.agent import Agent
     from lit_align.rollout.sampler import Sampler
@@ -46,6 +45,6 @@ def run(
         raise UserError(f"agent '{_stage_of(Path(agent))}' does not fit the environment {env}: {error}") from error
     with sampler:
         played = list(sampler.play(enumerate(episode_seeds("evaluation", seed, episodes))))
-    films = film(sorted(played, key=lambda one: one.id), out, match.fps(), player.codec, match.larger())
+    films = match.film(sorted(played, key=lambda one: one.id), out, player.codec)
     for one in films:
         print(f"{Path(out) / one.file}  {one.outcome} ({one.reason}), {one.steps} steps")  # noqa: T201  what was asked

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lit_align.data.trajectories import TrajectoryDataset
+from lit_align.data.trajectory import Trajectory
 from lit_align.files import write_whole
 
 
@@ -24,19 +25,22 @@ def run(reward_model: str, trajectories: str, out: str, batch_size: int = 16, th
     import torch
 
     from lit_align.models.reward import RewardModel
-    from lit_align.rollout.buffer import in_batches, pad
+    from lit_align.rollout.buffer import in_batches, pad, pad_vectors
 
     if threads:
         torch.set_num_threads(threads)
     model = RewardModel.load(reward_model).eval()
     dataset = TrajectoryDataset(trajectories)
     scores: dict[str, float] = {}
+
+    def run_on(group: list[Trajectory]) -> list[float]:
+        rewards = model(*pad(group, last=True), pad_vectors(group, last=True))
+        return model.normalise(rewards).mean(1).tolist()
+
     with torch.inference_mode():
         for at in range(0, len(dataset), 64):
             part = [dataset[i] for i in range(at, min(at + 64, len(dataset)))]
-            values = in_batches(
-                part, batch_size, lambda group: model.normalise(model(*pad(group, last=True))).mean(1).tolist()
-            )
+            values = in_batches(part, batch_size, run_on)
             scores |= {str(t.id): value for t, value in zip(part, values, strict=True)}
     target = Path(out)
     content = {

@@ -1,4 +1,4 @@
-"""Decoded frames as one `uint8` memory map: built once, then random windows cost a copy."""
+"""Decoded frames, vectors and actions as memory maps: built once, then random windows cost a copy."""
 
 from __future__ import annotations
 
@@ -6,52 +6,67 @@ import hashlib
 import json
 import os
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from lit_align.data.trajectories import META, TrajectoryDataset, decode_frames
+from lit_align.data.encoding import decode_frames
+from lit_align.data.trajectories import META, TrajectoryDataset
 from lit_align.errors import UserError
 
 
 class FrameCache:
-    """All frames and actions of a folder of trajectories, decoded.
+    """All frames, vectors and actions of a folder of trajectories, decoded.
 
-    The map lies in `<folder>/.cache`, or under `$LIT_ALIGN_CACHE` when that is set or the folder cannot be written to.
-    It is rebuilt when the folder's `meta.json` changes.
+    The maps lie in `<folder>/.cache`, or under `$LIT_ALIGN_CACHE` when that is set or the folder cannot be written to.
+    They are rebuilt when the folder's `meta.json` changes.
 
     Args:
         folder: A folder of trajectories.
-        image_size: Resize frames to this many pixels; None keeps their size.
+        image_size: Resize frames to this many pixels; 0 leaves them out, None keeps their size.
+
+    Raises:
+        ValueError: There are no pixels to resize, or nothing would be left to see.
 
     Attributes:
         dataset: The trajectories behind it.
-        starts: First frame of each episode in the map `(episodes,)`; episode i has `lengths[i] + 1` frames.
+        frames: Pixels `(rows, size, size, 3)`, uint8, a row for each frame of each episode.
+        vectors: Vector observations `(rows, V)`, float32.
+        actions: Classes `(rows, heads)`, uint8; the row of an episode's last frame holds none.
+        starts: First row of each episode `(episodes,)`; episode i has `lengths[i] + 1` rows.
         lengths: Env steps of each episode `(episodes,)`.
-        size: Height and width of the frames in pixels.
+        size: Height and width of the frames in pixels; 0 without pixels.
     """
 
     def __init__(self, folder: str | Path, image_size: int | None = None) -> None:
         self.dataset = TrajectoryDataset(folder)
-        self.size = image_size or self.dataset.meta.image_size
+        meta = self.dataset.meta
+        self.size = frame_size(folder, meta.image_size, meta.vector_size, image_size)
         self.lengths: NDArray[np.int64] = self.dataset.episodes["length"].astype(np.int64)
         ends = np.cumsum(self.lengths + 1)
         self.starts: NDArray[np.int64] = ends - self.lengths - 1
-        self._shape = (int(ends[-1]), self.size, self.size, 3)
-        self._actions_shape = (int(ends[-1]), len(self.dataset.codec.heads))
+        rows = int(ends[-1])
         # The shards' sizes and times too: another recording may have the same meta.json.
-        shards = [(Path(folder) / name).stat() for name in self.dataset.meta.shards]
+        shards = [(Path(folder) / name).stat() for name in meta.shards]
         content = [(Path(folder) / META).read_text(), [(s.st_size, s.st_mtime_ns) for s in shards]]
         self._key = f"{self.size}-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]}"
         self.path = self._place(Path(folder)) / f"frames-{self._key}.u8"
-        if not self.path.exists():
+        self._parts = {
+            ".vectors": _Part(np.float32, (rows, meta.vector_size)),
+            ".actions": _Part(np.uint8, (rows, len(self.dataset.codec.heads))),
+            ".u8": _Part(np.uint8, (rows, self.size, self.size, 3)),
+        }
+        if not all(self.path.with_suffix(name).exists() for name, part in self._parts.items() if part.bytes):
             self._build()
-        self.frames: NDArray[np.uint8] = np.memmap(self.path, np.uint8, "r", shape=self._shape)
-        self.actions: NDArray[np.uint8] = np.memmap(
-            self.path.with_suffix(".actions"), np.uint8, "r", shape=self._actions_shape
+        self.vectors, self.actions, self.frames = (
+            part.open(self.path.with_suffix(name), "r") for name, part in self._parts.items()
         )
 
     def _place(self, folder: Path) -> Path:
@@ -66,7 +81,7 @@ class FrameCache:
         return place
 
     def _build(self) -> None:
-        needed = int(np.prod(self._shape))
+        needed = sum(part.bytes for part in self._parts.values())
         free = os.statvfs(self.path.parent).f_bavail * os.statvfs(self.path.parent).f_frsize
         if needed > free:
             raise UserError(
@@ -74,11 +89,9 @@ class FrameCache:
                 f"where {free / 1e9:.1f} GB are free; "
                 "set LIT_ALIGN_CACHE to a folder with more room"
             )
-        aside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        aside_actions = aside.with_name(aside.name + ".actions")
+        aside = {name: self.path.with_name(f".{self.path.stem}.{os.getpid()}{name}") for name in self._parts}
         try:
-            frames = np.memmap(aside, np.uint8, "w+", shape=self._shape)
-            actions = np.memmap(aside_actions, np.uint8, "w+", shape=self._actions_shape)
+            vectors, actions, frames = (part.open(aside[name], "w+") for name, part in self._parts.items())
 
             def decode(index: int, images: list[bytes]) -> None:
                 start, steps = self.starts[index], self.lengths[index]
@@ -93,16 +106,68 @@ class FrameCache:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 for index, (start, steps) in enumerate(zip(self.starts, self.lengths, strict=True)):
                     actions[start : start + steps] = self.dataset.actions(index)
-                    waiting.append(pool.submit(decode, index, self.dataset.images(index)))
+                    vectors[start : start + steps + 1] = self.dataset.vectors(index)
+                    if self.size:
+                        waiting.append(pool.submit(decode, index, self.dataset.images(index)))
                     if len(waiting) > 4 * (os.cpu_count() or 1):
                         waiting.popleft().result()
                 for future in waiting:
                     future.result()
-            os.replace(aside_actions, self.path.with_suffix(".actions"))
-            os.replace(aside, self.path)
+            for name, part in self._parts.items():
+                if part.bytes:
+                    os.replace(aside[name], self.path.with_suffix(name))
         finally:
-            aside.unlink(missing_ok=True)
-            aside_actions.unlink(missing_ok=True)
+            for path in aside.values():
+                path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One array of the cache on disk."""
+
+    dtype: type
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+    def open(self, path: Path, mode: Literal["r", "w+"]) -> NDArray[Any]:
+        """The memory map; what holds nothing has no file, for a map cannot be empty."""
+        return np.memmap(path, self.dtype, mode, shape=self.shape) if self.bytes else np.zeros(self.shape, self.dtype)
+
+
+Rows = slice | NDArray[np.int64]
+
+
+def padded(name: str, picks: Sequence[tuple[FrameCache, Rows]]) -> torch.Tensor:
+    """Rows of caches as one tensor `(B, T, ...)`, each pick padded on the right with zeros.
+
+    Args:
+        name: `frames`, `vectors` or `actions`.
+        picks: A cache and the rows of it, for each of the B.
+    """
+    parts = [getattr(cache, name)[rows] for cache, rows in picks]
+    out = np.zeros((len(parts), max(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
+    for row, part in enumerate(parts):
+        out[row, : len(part)] = part
+    return torch.from_numpy(out)
+
+
+def frame_size(folder: str | Path, recorded: int, vector_size: int, wanted: int | None) -> int:
+    """The size of the frames that a folder gives when `wanted` is asked for; None asks for the recorded size.
+
+    Raises:
+        UserError: There are no pixels to resize, or nothing would be left to see.
+    """
+    if wanted is None:
+        return recorded
+    if wanted < 0 or (wanted and not recorded) or not (wanted or vector_size):
+        raise UserError(
+            f"data.image_size is {wanted}; '{folder}' holds frames of {recorded} pixels and vectors of {vector_size} "
+            "numbers: expected a size to resize pixels to, 0 to see vectors alone, or nothing to leave them as they are"
+        )
+    return wanted
 
 
 def resize(frames: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

@@ -6,19 +6,21 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lit_align.data.cache import FrameCache
+from lit_align.data.augment import Augment, augment
+from lit_align.data.cache import FrameCache, Rows, frame_size, padded
 from lit_align.data.loader import ResumableLoader, rng
 from lit_align.data.preferences import Preferences, read_preferences
 from lit_align.data.select import Select
+from lit_align.data.targets import Targets, acted
 from lit_align.data.trajectories import TrajectoryDataset, read_meta
-from lit_align.data.windows import Window, batches_per_epoch, plan_epoch
+from lit_align.data.windows import Window, batches_per_epoch, plan_epoch, tile
 from lit_align.errors import UserError
 from lit_align.spaces import ActionCodec
 
@@ -32,7 +34,11 @@ def world_of(module: pl.LightningDataModule) -> tuple[int, int]:
 
 
 class TrajectoryDataModule(pl.LightningDataModule):
-    """Random windows of recorded play; every frame of a window is a target.
+    """Random windows of recorded play; every frame of a window is a target, or those with an action (`null_actions`).
+
+    A batch holds `frames` `(B, T, H, W, 3)`, uint8, `vectors` `(B, T, V)`, float32, and `actions` `(B, T, heads)`,
+    uint8, padded on the right, `lengths` `(B,)`, and with `null_actions: mask` a `mask` `(B, T)`: which steps are
+    targets.
 
     Args:
         trajectories: Folders of trajectories; `select` applies to these.
@@ -41,11 +47,17 @@ class TrajectoryDataModule(pl.LightningDataModule):
         batch_size: Windows in a batch, on each device.
         val_fraction: Fraction of the episodes kept for validation.
         select: Which episodes to train on.
-        image_size: Resize frames to this many pixels; None keeps the size they were recorded in.
-        seed: Decides the split and the order.
+        image_size: Resize frames to this many pixels; 0 leaves pixels out where there are vectors, None keeps the size
+            they were recorded in.
+        null_actions: Steps at which nothing is done (no button, sticks at rest): `keep` trains on them, `mask` shows
+            them and does not train on them, `drop` takes them out of the sequence, as VPT did (Baker et al. 2022, arXiv
+            2206.11795). Episodes of nothing else are left out by the latter two.
+        augment: Random changes of colour and place in training, the same for all frames of a window; None for none.
+        seed: Decides the split, the order and the augmentation.
 
     Attributes:
         codec: The action space of the data.
+        vector_size: Numbers in a vector observation; 0 without vectors.
     """
 
     def __init__(
@@ -57,6 +69,8 @@ class TrajectoryDataModule(pl.LightningDataModule):
         val_fraction: float = 0.05,
         select: Select | None = None,
         image_size: int | None = None,
+        null_actions: Literal["keep", "mask", "drop"] = "keep",
+        augment: Augment | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -64,30 +78,21 @@ class TrajectoryDataModule(pl.LightningDataModule):
             raise UserError(f"data.val_fraction is {val_fraction}; expected 0 or more and below 1")
         if window < 1 or batch_size < 1:
             raise UserError(f"data.window is {window} and data.batch_size {batch_size}; expected 1 or more")
+        if null_actions not in ("keep", "mask", "drop"):
+            raise UserError(f"data.null_actions is {null_actions!r}; expected keep, mask or drop")
         self.folders = list(trajectories)
         self.also = list(also or [])
         self.window, self.batch_size, self.val_fraction = window, batch_size, val_fraction
         self.select = select or Select()
         self.select.check()
         self.wanted_size = image_size
+        self.null_actions = null_actions
         self.seed = seed
-        metas = [read_meta(folder) for folder in [*self.folders, *self.also]]
-        if not metas:
-            raise UserError("data.trajectories is empty; expected one folder of trajectories or more")
-        codecs = [ActionCodec.from_dict(meta.actions) for meta in metas]
-        for folder, codec in zip([*self.folders, *self.also][1:], codecs[1:], strict=True):
-            if codec != codecs[0]:
-                raise UserError(
-                    f"'{folder}' has the actions {codec}, '{self.folders[0]}' has {codecs[0]}; they must be the same"
-                )
-        self.codec = codecs[0]
-        self.image_size = image_size or metas[0].image_size
-        if any((image_size or meta.image_size) != self.image_size for meta in metas):
-            raise UserError(
-                f"the folders hold frames of {sorted({m.image_size for m in metas})} pixels; "
-                "set data.image_size to resize them to one"
-            )
+        self.codec, self.image_size, self.vector_size = _spaces_of([*self.folders, *self.also], image_size)
+        self.augment = augment or Augment()
+        self.augment.check(self.image_size)
         self._caches: list[FrameCache] = []
+        self._acted: list[Targets] = []
 
     def prepare_data(self) -> None:
         """Decodes the frames once, on one process of each machine; a selection of nothing is found before."""
@@ -100,36 +105,55 @@ class TrajectoryDataModule(pl.LightningDataModule):
         """Opens the memory maps and splits the episodes."""
         if self._caches:
             return
-        self._caches = [FrameCache(folder, self.wanted_size) for folder in [*self.folders, *self.also]]
+        caches = [FrameCache(folder, self.wanted_size) for folder in [*self.folders, *self.also]]
+        if self.null_actions != "keep":
+            self._acted = [acted(cache, self.codec.null) for cache in caches]
         rows = []
-        for i, cache in enumerate(self._caches):
+        for i, cache in enumerate(caches):
             kept = self.select.apply(cache.dataset) if i < len(self.folders) else np.arange(len(cache.dataset))
+            if self._acted:
+                kept = kept[self._acted[i].counts[kept] > 0]
             rows.append(np.stack([np.full_like(kept, i), kept], axis=1))
+        if not sum(map(len, rows)):
+            raise UserError(
+                f"data.null_actions is '{self.null_actions}', and the episodes of {[*self.folders, *self.also]} hold "
+                "null actions only: set data.null_actions to keep, or use other trajectories"
+            )
+        self._caches = caches
         episodes = np.concatenate(rows)[rng(self.seed, len(rows)).permutation(sum(len(r) for r in rows))]
         held_out = min(round(self.val_fraction * len(episodes)), len(episodes) - 1)
         self.val_episodes, self.train_episodes = episodes[:held_out], episodes[held_out:]
 
     def lengths(self, episodes: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Env steps of some episodes, rows of (folder, episode)."""
+        """Steps in the sequences of some episodes, rows of (folder, episode); dropped steps do not count."""
+        if self.null_actions == "drop":
+            return np.array([self._acted[i].counts[e] for i, e in episodes], np.int64)
         return np.array([self._caches[i].lengths[e] for i, e in episodes], np.int64)
 
+    def _targets(self, episodes: NDArray[np.int64]) -> Targets | None:
+        """The steps that are trained on, where those are not all."""
+        return Targets.join([self._acted[i].of(e) for i, e in episodes]) if self.null_actions == "mask" else None
+
+    def _rows(self, folder: int, episode: int, window: Window) -> Rows:
+        """A window's rows of the folder's cache."""
+        start, part = self._caches[folder].starts[episode], slice(window.start, window.start + window.length)
+        if self.null_actions == "drop":
+            return self._acted[folder].of(episode)[part] + start
+        return slice(start + part.start, start + part.stop)
+
     def _make(self, episodes: NDArray[np.int64], windows: Sequence[Window]) -> Batch:
-        longest = max(w.length for w in windows)
-        frames = np.zeros((len(windows), longest, self.image_size, self.image_size, 3), np.uint8)
-        actions = np.zeros((len(windows), longest, len(self.codec.heads)), np.uint8)
-        for row, w in enumerate(windows):
-            folder, episode = episodes[w.episode]
-            cache = self._caches[folder]
-            at = cache.starts[episode] + w.start
-            frames[row, : w.length] = cache.frames[at : at + w.length]
-            actions[row, : w.length] = cache.actions[at : at + w.length]
-        lengths = torch.tensor([w.length for w in windows])
-        return {"frames": torch.from_numpy(frames), "actions": torch.from_numpy(actions), "lengths": lengths}
+        picks = [(self._caches[i], self._rows(i, e, w)) for w in windows for i, e in [episodes[w.episode]]]
+        batch: Batch = {name: padded(name, picks) for name in ("frames", "vectors", "actions")}
+        batch["lengths"] = torch.tensor([w.length for w in windows])
+        if self.null_actions == "mask":
+            some = (batch["actions"] != torch.from_numpy(self.codec.null)).any(-1)
+            batch["mask"] = some & (torch.arange(some.shape[1]) < batch["lengths"][:, None])
+        return batch
 
     def train_dataloader(self) -> ResumableLoader:
         """Windows in an order that is a function of (seed, epoch, rank)."""
         rank, ranks = world_of(self)
-        lengths = self.lengths(self.train_episodes)
+        lengths, targets = self.lengths(self.train_episodes), self._targets(self.train_episodes)
         count = batches_per_epoch(lengths, self.window, self.batch_size, ranks)
         if not count:
             windows = int(np.ceil(lengths / self.window).sum())
@@ -137,11 +161,28 @@ class TrajectoryDataModule(pl.LightningDataModule):
                 f"{len(lengths)} episodes give {windows} windows, fewer than one batch of {self.batch_size} "
                 f"for {ranks} processes; lower data.batch_size"
             )
-        return ResumableLoader(
-            lambda epoch: plan_epoch(lengths, self.window, self.batch_size, self.seed, epoch, rank, ranks),
-            lambda windows: self._make(self.train_episodes, windows),
-            count,
-        )
+
+        def plan(epoch: int) -> list[tuple[tuple[int, ...], list[Window]]]:
+            batches = plan_epoch(lengths, self.window, self.batch_size, self.seed, epoch, rank, ranks, targets=targets)
+            return [((self.seed, epoch, n * ranks + rank), windows) for n, windows in enumerate(batches)]
+
+        def make(planned: tuple[tuple[int, ...], list[Window]]) -> Batch:
+            batch = self._make(self.train_episodes, planned[1])
+            if self.augment.on:
+                # A key of the batch's own, not the global generator: after a resume Lightning moves the first batch
+                # to the device before any hook can put that generator's state back.
+                batch["augment"] = int(np.random.SeedSequence(planned[0]).generate_state(1, np.uint64)[0])
+            return batch
+
+        return ResumableLoader(plan, make, count)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Augments the batches of training, on their device."""
+        key = batch.pop("augment", None)
+        if key is not None:
+            generator = torch.Generator(batch["frames"].device).manual_seed(key)
+            batch["frames"] = augment(batch["frames"], self.augment, generator)
+        return batch
 
     def val_dataloader(self) -> ResumableLoader | list[Batch]:
         """The held-out episodes, the same windows every time, shared out over the processes.
@@ -151,17 +192,35 @@ class TrajectoryDataModule(pl.LightningDataModule):
         rank, ranks = world_of(self)
         if not len(self.val_episodes):
             return []
-        lengths = self.lengths(self.val_episodes)
-        windows = [
-            Window(i, at, min(steps - at, self.window))
-            for i, steps in enumerate(lengths.tolist())
-            for at in range(0, steps, self.window)
-        ]
+        windows = tile(self.lengths(self.val_episodes), self.window, self._targets(self.val_episodes))
         mine = [windows[i] for i in range(rank, len(windows), ranks)]
         groups = [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)] or [windows[:1]]
         return ResumableLoader(lambda _: groups, lambda group: self._make(self.val_episodes, group), len(groups))
 
     test_dataloader = val_dataloader
+
+
+def _spaces_of(folders: list[str], image_size: int | None) -> tuple[ActionCodec, int, int]:
+    """The action space, frame size and vector size that all folders share; raises UserError where they do not."""
+    metas = [read_meta(folder) for folder in folders]
+    if not metas:
+        raise UserError("data.trajectories is empty; expected one folder of trajectories or more")
+    codecs = [ActionCodec.from_dict(meta.actions) for meta in metas]
+    for folder, codec in zip(folders[1:], codecs[1:], strict=True):
+        if codec != codecs[0]:
+            raise UserError(
+                f"'{folder}' has the actions {codec}, '{folders[0]}' has {codecs[0]}; they must be the same"
+            )
+    sizes = {
+        frame_size(folder, meta.image_size, meta.vector_size, image_size)
+        for folder, meta in zip(folders, metas, strict=True)
+    }
+    if len(sizes) > 1:
+        raise UserError(f"the folders hold frames of {sorted(sizes)} pixels; set data.image_size to resize them to one")
+    vectors = {meta.vector_size for meta in metas}
+    if len(vectors) > 1:
+        raise UserError(f"the folders hold vectors of {sorted(vectors)} numbers; they must be the same")
+    return codecs[0], sizes.pop(), vectors.pop()
 
 
 class PreferenceDataModule(pl.LightningDataModule):
@@ -172,7 +231,8 @@ class PreferenceDataModule(pl.LightningDataModule):
         trajectories: The trajectories that it compares; None takes the folder that the preferences name.
         comparisons: Train on the first this many comparisons; None takes all.
         pairs: Comparisons that a batch is drawn around, on each device.
-        image_size: Resize frames to this many pixels; None keeps their size.
+        image_size: Resize frames to this many pixels; 0 leaves pixels out where there are vectors, None keeps their
+            size.
         seed: Decides the order.
     """
 
@@ -191,7 +251,8 @@ class PreferenceDataModule(pl.LightningDataModule):
         self.folder = trajectories or os.path.normpath(Path(preferences) / meta.trajectories)
         data = read_meta(self.folder)
         self.codec = ActionCodec.from_dict(data.actions)
-        self.image_size = image_size or data.image_size
+        self.image_size = frame_size(self.folder, data.image_size, data.vector_size, image_size)
+        self.vector_size = data.vector_size
         self.wanted_size = image_size
         self.rule = meta.rule
         self.train_pairs = splits["train"]
@@ -232,20 +293,26 @@ class PreferenceDataModule(pl.LightningDataModule):
 
     def frames_of(self, ids: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Whole trajectories by their ids: frames `(U, T, H, W, 3)` padded on the right, and how many count `(U,)`."""
-        rows = [self.cache.dataset.index_of(int(i)) for i in ids]
-        lengths = self.cache.lengths[rows] + 1
-        frames = np.zeros((len(rows), int(lengths.max()), self.image_size, self.image_size, 3), np.uint8)
-        for n, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            at = self.cache.starts[row]
-            frames[n, :length] = self.cache.frames[at : at + length]
-        return torch.from_numpy(frames), torch.from_numpy(lengths)
+        picks = self._picks(ids)
+        return padded("frames", picks), torch.tensor([rows.stop - rows.start for _, rows in picks])
+
+    def vectors_of(self, ids: Sequence[int]) -> torch.Tensor:
+        """The vector observations beside `frames_of`: `(U, T, V)`, float32, padded on the right."""
+        return padded("vectors", self._picks(ids))
+
+    def _picks(self, ids: Sequence[int]) -> list[tuple[FrameCache, slice]]:
+        cache = self.cache
+        found = [cache.dataset.index_of(int(i)) for i in ids]
+        return [(cache, slice(cache.starts[i], cache.starts[i] + cache.lengths[i] + 1)) for i in found]
+
+    def _observations(self, ids: NDArray[np.int64]) -> Batch:
+        frames, lengths = self.frames_of(ids.tolist())
+        return {"frames": frames, "vectors": self.vectors_of(ids.tolist()), "lengths": lengths}
 
     def _make(self, pairs: Preferences, picked: NDArray[np.int64]) -> Batch:
         ids = self._ids(Preferences(pairs.chosen[picked], pairs.rejected[picked]))
-        frames, lengths = self.frames_of(ids.tolist())
         return {
-            "frames": frames,
-            "lengths": lengths,
+            **self._observations(ids),
             "chosen": torch.from_numpy(np.searchsorted(ids, pairs.chosen[picked])),
             "rejected": torch.from_numpy(np.searchsorted(ids, pairs.rejected[picked])),
             "tie": torch.from_numpy(pairs.tie[picked].copy()),
@@ -280,8 +347,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         mine = groups[rank::ranks] or groups[:1]
 
         def make(group: NDArray[np.int64]) -> Batch:
-            frames, lengths = self.frames_of(group.tolist())
-            return {"frames": frames, "lengths": lengths, "ids": torch.from_numpy(group)}
+            return {**self._observations(group), "ids": torch.from_numpy(group)}
 
         return ResumableLoader(lambda _: mine, make, len(mine))
 

@@ -6,7 +6,6 @@ viewer, and one episode is one read.
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import tempfile
@@ -21,13 +20,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image as PILImage
 
+from lit_align.data.encoding import decode_frames, decode_vectors, encode
 from lit_align.data.trajectory import Trajectory
 from lit_align.errors import UserError
 from lit_align.spaces import ActionCodec
 
-SCHEMA = 1
+SCHEMAS = (1, 2)
 META = "meta.json"
 EPISODE_COLUMNS = ("id", "seed", "length", "outcome", "reason", "player", "terminated", "truncated")
 _SHARD_BYTES = 200_000_000
@@ -40,14 +39,15 @@ class Meta:
     Attributes:
         fps: Env steps in a second of the world's time.
         actions: The action space (`ActionCodec.to_dict`).
-        image_size: Height and width of the frames in pixels.
+        image_size: Height and width of the frames in pixels; 0 without pixels.
         env: Id of the world, and `env_args` it was made with.
         episodes: Number of episodes.
         steps: Number of env steps in all of them.
         outcomes: Number of episodes for each outcome.
         shards: Rows (frames) in each Parquet file, by its name.
         provenance: How the data came to be: who played, with which seeds, with which version.
-        schema: Version of this format.
+        vector_size: Numbers in a vector observation; 0 without vectors.
+        schema: Version of this format: 1 for pixels alone, which versions before vectors read as well, otherwise 2.
     """
 
     fps: float
@@ -60,73 +60,15 @@ class Meta:
     outcomes: dict[str, int] = field(default_factory=dict)
     shards: dict[str, int] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
-    schema: int = SCHEMA
+    vector_size: int = 0
+    schema: int = 1
 
-
-def arrow_schema() -> pa.Schema:
-    """The table's schema; its metadata tells `datasets` that `frame` is an image."""
-    from datasets import Features, Image, List, Value
-
-    features = Features(
-        {
-            "episode": Value("int64"),
-            "step": Value("int32"),
-            "frame": Image(),
-            "action": List(Value("uint8")),
-            "position": List(Value("float32")),
-            "reward": Value("float32"),
-            "log_prob": Value("float32"),
-            "length": Value("int32"),
-            "seed": Value("int64"),
-            "outcome": Value("string"),
-            "reason": Value("string"),
-            "player": Value("string"),
-            "terminated": Value("bool"),
-            "truncated": Value("bool"),
-        }
-    )
-    return features.arrow_schema
-
-
-def encode(trajectory: Trajectory, schema: pa.Schema | None = None) -> pa.Table:
-    """A trajectory as a table of T + 1 rows.
-
-    Frames become lossless PNG; the last row has no action, reward or log-probability.
-    """
-    schema = schema or arrow_schema()
-    steps, rows = len(trajectory), len(trajectory) + 1
-    log_probs = [None] * rows if trajectory.log_probs is None else [*trajectory.log_probs.tolist(), None]
-    columns = {
-        "episode": [trajectory.id] * rows,
-        "step": range(rows),
-        "frame": [{"bytes": _png(frame), "path": None} for frame in trajectory.frames],
-        "action": [*trajectory.actions.tolist(), None],
-        "position": trajectory.positions.tolist(),
-        "reward": [*trajectory.rewards.tolist(), None],
-        "log_prob": log_probs,
-        "length": [steps] * rows,
-        **{
-            name: [getattr(trajectory, name)] * rows
-            for name in ("seed", "outcome", "reason", "player", "terminated", "truncated")
-        },
-    }
-    return pa.table({name: pa.array(columns[name], schema.field(name).type) for name in schema.names}, schema=schema)
-
-
-def _png(frame: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    PILImage.fromarray(frame).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
-
-
-def decode_frames(images: list[bytes]) -> NDArray[np.uint8]:
-    """Encoded images as pixels `(n, H, W, 3)`, uint8."""
-    return np.stack([_pixels(data) for data in images])
-
-
-def _pixels(data: bytes) -> NDArray[np.uint8]:
-    with PILImage.open(io.BytesIO(data)) as image:
-        return np.asarray(image.convert("RGB") if image.mode != "RGB" else image)
+    def to_json(self) -> str:
+        """The text of `meta.json`."""
+        content = asdict(self)
+        if self.schema == 1:
+            del content["vector_size"]  # versions that know schema 1 alone refuse keys that they do not know
+        return json.dumps(content, indent=2) + "\n"
 
 
 class TrajectoryWriter:
@@ -170,7 +112,6 @@ class TrajectoryWriter:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         self._aside = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
         (self._aside / "data").mkdir()
-        self._schema = arrow_schema()
         self._shard: pq.ParquetWriter | None = None
         self._bytes = 0
         self._ids: set[int] = set()
@@ -181,38 +122,48 @@ class TrajectoryWriter:
     def write(self, trajectory: Trajectory) -> None:
         """Appends an episode."""
         self.codec.check(trajectory.actions)
-        self.write_table(encode(trajectory, self._schema), trajectory.frames.shape[1])
+        self.write_table(encode(trajectory), trajectory.frames.shape[1])
 
     def write_table(self, table: pa.Table, image_size: int) -> None:
         """Appends an episode that `encode` made, in another process perhaps."""
         episode, outcome = table["episode"][0].as_py(), table["outcome"][0].as_py()
         if episode in self._ids:
             raise UserError(f"episode {episode} was written already; ids must differ")
-        if self.meta.image_size not in (0, image_size):
+        sizes = (image_size, len(table["vector"][0]) if "vector" in table.column_names else 0)
+        if not self.meta.episodes:
+            self._describe(episode, *sizes)
+        before = (self.meta.image_size, self.meta.vector_size)
+        if sizes != before:
             raise UserError(
-                f"episode {episode} has frames of {image_size} pixels, the ones before {self.meta.image_size}; "
-                "one folder holds one size"
+                f"episode {episode} has frames of {sizes[0]} pixels and vectors of {sizes[1]} numbers, the ones before "
+                f"{before[0]} and {before[1]}; one folder holds one size"
             )
         if self._shard is None or self._bytes > _SHARD_BYTES:
-            self._open_shard()
+            self._open_shard(table.schema)
         assert self._shard is not None
         self._shard.write_table(table, row_group_size=len(table))
-        self._bytes += table["frame"].nbytes
+        self._bytes += table.nbytes
         self._ids.add(episode)
         name = list(self.meta.shards)[-1]
         self.meta.shards[name] += len(table)
-        self.meta.image_size = image_size
         self.meta.episodes += 1
         self.meta.steps += len(table) - 1
         self.meta.outcomes[outcome] = self.meta.outcomes.get(outcome, 0) + 1
 
-    def _open_shard(self) -> None:
+    def _describe(self, episode: int, image_size: int, vector_size: int) -> None:
+        """Takes the sizes of the folder from its first episode."""
+        if not image_size and not vector_size:
+            raise UserError(f"episode {episode} holds neither pixels nor a vector; there is nothing to learn from")
+        self.meta.image_size, self.meta.vector_size = image_size, vector_size
+        self.meta.schema = 2 if vector_size or not image_size else 1
+
+    def _open_shard(self, schema: pa.Schema) -> None:
         if self._shard is not None:
             self._shard.close()
         name = f"data/train-{len(self.meta.shards):05d}.parquet"
         # PNG bytes do not compress further; the small columns are dictionaries.
         self._shard = pq.ParquetWriter(
-            self._aside / name, self._schema, compression="none", use_dictionary=["outcome", "reason", "player"]
+            self._aside / name, schema, compression="none", use_dictionary=["outcome", "reason", "player"]
         )
         self.meta.shards[name] = 0
         self._bytes = 0
@@ -226,7 +177,7 @@ class TrajectoryWriter:
             if kind is None:
                 if not self.meta.episodes:
                     raise UserError(f"no episode was recorded for '{self.folder}'")
-                (self._aside / META).write_text(json.dumps(asdict(self.meta), indent=2) + "\n")
+                (self._aside / META).write_text(self.meta.to_json())
                 self._aside.chmod(0o755)
                 if self.folder.exists():
                     self.folder.rmdir()
@@ -249,12 +200,16 @@ def read_meta(folder: str | Path) -> Meta:
         )
     try:
         data = json.loads(path.read_text())
+        # First: a later version's file has keys that this one does not know.
+        if isinstance(data, dict) and data.get("schema", 1) not in SCHEMAS:
+            raise UserError(
+                f"{path} has schema {data['schema']}; this version reads schemas {' and '.join(map(str, SCHEMAS))}: "
+                "install the version of lit-align that wrote it, or a newer one"
+            )
         meta = Meta(**data)
         ActionCodec.from_dict(meta.actions)
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    if meta.schema != SCHEMA:
-        raise UserError(f"{path} has schema {meta.schema}; this version reads schema {SCHEMA}")
     for name, rows in meta.shards.items():
         shard = Path(folder) / name
         try:
@@ -338,14 +293,27 @@ class TrajectoryDataset:
         return self._files[shard].read_row_group(group, columns=columns, use_threads=False)
 
     def images(self, index: int) -> list[bytes]:
-        """The encoded frames of an episode, T + 1 of them."""
+        """The encoded frames of an episode, T + 1 of them; none where there are no pixels."""
+        if not self.meta.image_size:
+            return []
         column = self.read(index, ["frame"])["frame"].combine_chunks()
         images: list[bytes] = column.field("bytes").to_pylist()
         return images
 
     def frames(self, index: int) -> NDArray[np.uint8]:
-        """Decoded frames `(T + 1, H, W, 3)`, uint8."""
+        """Decoded frames `(T + 1, H, W, 3)`, uint8; H and W are 0 where there are no pixels."""
+        if not self.meta.image_size:
+            return np.zeros((int(self.episodes["length"][index]) + 1, 0, 0, 3), np.uint8)
         return decode_frames(self.images(index))
+
+    def vectors(self, index: int) -> NDArray[np.float32]:
+        """Vector observations `(T + 1, V)`, float32, checked to be finite; V is 0 where there are none."""
+        if not self.meta.vector_size:
+            return np.zeros((int(self.episodes["length"][index]) + 1, 0), np.float32)
+        try:
+            return decode_vectors(self.read(index, ["vector"])["vector"], self.meta.vector_size)
+        except ValueError as error:
+            raise UserError(f"'{self.folder}', episode {self.episodes['id'][index]}: {error}") from error
 
     def actions(self, index: int) -> NDArray[np.uint8]:
         """Classes `(T, heads)`, uint8, checked against the action space."""
@@ -373,6 +341,7 @@ class TrajectoryDataset:
         return Trajectory(
             frames=self.frames(index),
             actions=self.actions(index),
+            vectors=self.vectors(index),
             positions=np.array(table["position"].to_pylist(), np.float32),
             rewards=np.array(table["reward"].to_pylist()[:-1], np.float32),
             log_probs=None if any(x is None for x in log_probs) else np.array(log_probs, np.float32),

@@ -18,13 +18,15 @@ class Trajectory:
     `frames[t]` was on the screen when `actions[t]` was chosen; `frames[T]` is the last one seen.
 
     Attributes:
-        frames: Pixels `(T + 1, H, W, 3)`, uint8.
+        frames: Pixels `(T + 1, H, W, 3)`, uint8; H and W are 0 where the world shows none.
         actions: Classes of the action heads `(T, heads)`, uint8 (see `lit_align.spaces.ActionCodec`).
         id: Global episode id; preferences refer to it.
         seed: The world's seed.
         outcome: How the episode ended, a short word of the environment (`left`, `none`, ...).
         reason: A finer word for the same.
         player: Who played: a scripted player or an agent's folder.
+        vectors: Numbers seen beside the pixels or in their place `(T + 1, V)`, float32; V is 0 where the world shows
+            none.
         positions: Where the player was `(T + 1, 3)`, float32, in the world's units; zeros where the world does
             not tell.
         rewards: The environment's own rewards `(T,)`, float32.
@@ -41,6 +43,7 @@ class Trajectory:
     outcome: str = ""
     reason: str = ""
     player: str = ""
+    vectors: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     positions: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 3), np.float32))
     rewards: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     log_probs: NDArray[np.float32] | None = None
@@ -49,12 +52,15 @@ class Trajectory:
 
     def __post_init__(self) -> None:
         steps = len(self.actions)
+        if self.vectors.shape == (0, 0):
+            self.vectors = np.zeros((steps + 1, 0), np.float32)
         if self.positions.size == 0:
             self.positions = np.zeros((steps + 1, 3), np.float32)
         if self.rewards.size == 0:
             self.rewards = np.zeros(steps, np.float32)
         self._check("frames", self.frames, np.uint8, (steps + 1, None, None, 3))
         self._check("actions", self.actions, np.uint8, (steps, None))
+        self._check("vectors", self.vectors, np.float32, (steps + 1, None))
         self._check("positions", self.positions, np.float32, (steps + 1, 3))
         self._check("rewards", self.rewards, np.float32, (steps,))
         if self.log_probs is not None:

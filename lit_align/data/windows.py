@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_align.data.loader import rng
+from lit_align.data.targets import Targets, onto_targets
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ def plan_epoch(
     rank: int = 0,
     ranks: int = 1,
     bucket: int = 8,
+    targets: Targets | None = None,
 ) -> list[list[Window]]:
     """Random windows of an epoch, batched.
 
@@ -52,6 +54,8 @@ def plan_epoch(
         rank: Which process asks.
         ranks: Number of processes.
         bucket: Batches over which windows are sorted by length.
+        targets: Where not every step is trained on, those that are, one or more in each episode; every window then
+            holds one or more.
 
     Returns:
         The rank's batches, as many as `batches_per_epoch` says.
@@ -61,6 +65,8 @@ def plan_epoch(
     episodes = np.repeat(np.arange(len(lengths)), counts)
     sizes = np.minimum(lengths[episodes], window)
     starts = generator.integers(0, lengths[episodes] - sizes + 1)
+    if targets is not None:
+        starts = onto_targets(episodes, starts, sizes, lengths, targets, generator)
     order = generator.permutation(len(episodes))
     total = batches_per_epoch(lengths, window, batch_size, ranks) * ranks
     order = order[: total * batch_size]
@@ -69,3 +75,15 @@ def plan_epoch(
         order[at : at + len(part)] = part[np.argsort(sizes[part], kind="stable")]
     batches = order.reshape(total, batch_size)[generator.permutation(total)]
     return [[Window(int(episodes[i]), int(starts[i]), int(sizes[i])) for i in batch] for batch in batches[rank::ranks]]
+
+
+def tile(lengths: NDArray[np.int64], window: int, targets: Targets | None = None) -> list[Window]:
+    """Windows that cover every step of the episodes once, in order; with `targets`, only those that hold one."""
+    windows = [
+        Window(i, at, min(steps - at, window))
+        for i, steps in enumerate(lengths.tolist())
+        for at in range(0, steps, window)
+    ]
+    if targets is None:
+        return windows
+    return [w for w in windows if np.diff(np.searchsorted(targets.of(w.episode), (w.start, w.start + w.length)))[0]]

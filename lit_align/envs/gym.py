@@ -1,11 +1,15 @@
-"""Making a world from its Gymnasium id, with errors that say what to do."""
+"""Making a world from its Gymnasium id and reading what it shows, with errors that say what to do."""
 
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
 
 import lit_align.envs  # noqa: F401  registers our own worlds
 from lit_align.errors import UserError, did_you_mean
@@ -49,6 +53,105 @@ def make(env_id: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
     except (gymnasium.error.Error, TypeError, ValueError) as error:
         given = f" with {kwargs}" if kwargs else ""
         raise UserError(f"cannot make the environment '{env_id}'{given}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Observations:
+    """What a world shows at every step: pixels, a vector of numbers, or both.
+
+    Attributes:
+        world: The world's name, said in errors.
+        image_size: Height and width of its frames in pixels; 0 if it shows none.
+        vector_size: Numbers in its vector; 0 if it shows none.
+        keyed: Whether they come as a dict with the keys `pixels` and `vector`.
+    """
+
+    world: str
+    image_size: int = 0
+    vector_size: int = 0
+    keyed: bool = False
+
+    @classmethod
+    def of(cls, world: gymnasium.Env[Any, Any]) -> Observations:
+        """Reads a world's observation space.
+
+        It may be `Box` uint8 (S, S, 3): pixels; `Box` of floats (V,): a vector; or a `Dict` of these with the keys
+        `pixels` and `vector`.
+
+        Raises:
+            UserError: It is another one.
+        """
+        space, name = world.observation_space, name_of(world)
+        keyed = isinstance(space, spaces.Dict)
+        parts = dict(space.spaces) if isinstance(space, spaces.Dict) else {_kind(space): space}
+        if not parts or any(not _kind(part) or key != _kind(part) for key, part in parts.items()):
+            raise UserError(
+                f"the environment {name} shows {space}; expected pixels, Box uint8 (S, S, 3), or a vector, Box of "
+                "floats (V,), or a Dict of both with the keys 'pixels' and 'vector': change it by a wrapper, such as "
+                "those of gymnasium.wrappers"
+            )
+        shapes = {key: part.shape or () for key, part in parts.items()}
+        return cls(name, *(shapes[key][0] if key in shapes else 0 for key in ("pixels", "vector")), keyed=keyed)
+
+    def split(self, observation: Any) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """An observation as its frame `(S, S, 3)`, uint8, and its vector `(V,)`, float32; S or V may be 0.
+
+        The frame is the world's own array, the vector a copy.
+
+        Raises:
+            UserError: It is not what the observation space says, or holds a value that is not finite.
+        """
+        frame: NDArray[Any] = np.zeros((0, 0, 3), np.uint8)
+        vector: NDArray[Any] = np.zeros(0, np.float32)
+        try:
+            if self.image_size:
+                frame = np.asarray(observation["pixels"] if self.keyed else observation)
+            if self.vector_size:
+                with np.errstate(over="ignore"):  # what is too large becomes infinite, and is found below
+                    vector = np.array(observation["vector"] if self.keyed else observation, np.float32)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            keys = f" with the keys {sorted(observation)}" if isinstance(observation, dict) else ""
+            raise UserError(
+                f"the environment {self.world} showed a {type(observation).__name__}{keys}; expected {self}"
+                + " under the keys 'pixels' and 'vector'" * (self.image_size > 0 and self.vector_size > 0)
+            ) from error
+        if frame.dtype != np.uint8 or frame.shape != (self.image_size, self.image_size, 3):
+            raise UserError(
+                f"the environment {self.world} showed pixels {frame.shape}, {frame.dtype}; its observation space says "
+                f"{(self.image_size, self.image_size, 3)}, uint8"
+            )
+        if vector.shape != (self.vector_size,):
+            raise UserError(
+                f"the environment {self.world} showed a vector of shape {vector.shape}; its observation space says "
+                f"{(self.vector_size,)}"
+            )
+        if not np.isfinite(vector).all():
+            at = int(np.flatnonzero(~np.isfinite(vector))[0])
+            raise UserError(
+                f"the environment {self.world} showed a vector whose number {at} is {vector[at]}; "
+                "expected finite numbers"
+            )
+        return frame, vector
+
+    def __str__(self) -> str:
+        pixels = f"{(self.image_size, self.image_size, 3)}, uint8"
+        vector = f"a vector of {self.vector_size} numbers"
+        return " and ".join(text for text, size in ((pixels, self.image_size), (vector, self.vector_size)) if size)
+
+
+def name_of(world: gymnasium.Env[Any, Any]) -> str:
+    """The world's Gymnasium id, or its class where it has none."""
+    return world.spec.id if world.spec is not None else type(world.unwrapped).__name__
+
+
+def _kind(space: spaces.Space[Any]) -> str:
+    """`pixels`, `vector`, or an empty string for a space that is neither."""
+    if not isinstance(space, spaces.Box):
+        return ""
+    shape = space.shape
+    if space.dtype == np.uint8 and len(shape) == 3 and shape == (shape[0], shape[0], 3) and shape[0]:
+        return "pixels"
+    return "vector" if np.issubdtype(space.dtype, np.floating) and len(shape) == 1 and shape[0] else ""
 
 
 def _load_plugin(env_id: str) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import inspect
-from collections.abc import Callable
+import logging
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,21 +19,26 @@ from lit_align.data.trajectory import Trajectory
 from lit_align.envs.gym import make
 from lit_align.errors import UserError
 from lit_align.evaluation.episodes import Episodes, Slim
-from lit_align.evaluation.footage import Picks, film
+from lit_align.evaluation.footage import Film, Picks, film, replay
 from lit_align.evaluation.outcomes import OUTCOMES, OutcomeMetric
 from lit_align.evaluation.results import AgentResult, agent_result
 from lit_align.models.agent import Agent
 from lit_align.rollout.sampler import Sampler
 from lit_align.seeds import episode_seeds
+from lit_align.spaces import ActionCodec
+
+_log = logging.getLogger(__name__)
 
 LARGER = {"render_mode": "rgb_array", "resolution": "320x240"}
 
 
 class Blanked(gymnasium.ObservationWrapper[Any, Any, Any]):
-    """Shows nothing but black: what an agent does without looking."""
+    """Shows nothing but black, and zeros for a vector: what an agent does without looking."""
 
     def observation(self, observation: Any) -> Any:
-        """Return zeros like the observation, (H, W, 3) uint8."""
+        """Return zeros like the observation, or like each part of it."""
+        if isinstance(observation, dict):
+            return {key: np.zeros_like(part) for key, part in observation.items()}
         return np.zeros_like(observation)
 
 
@@ -44,7 +53,7 @@ class Match:
         seed: The run's seed; the worlds' seeds are `episode_seeds("evaluation", seed, episodes)`.
         temperature: Sampling temperature.
         worlds: Worlds played in one batch.
-        blank: Whether the agent sees black frames only.
+        blank: Whether the agent sees black frames (and vectors of zeros) only.
         videos: Episodes filmed for each outcome.
     """
 
@@ -76,6 +85,28 @@ class Match:
         if not set(LARGER) <= takes:
             return None
         return lambda: make(self.env, **{**self.env_args, **LARGER})
+
+    def film(
+        self, trajectories: Iterable[Trajectory], folder: str | os.PathLike[str], codec: ActionCodec
+    ) -> list[Film]:
+        """Film episodes as `footage.film` does; where they hold no pixels, as the world renders them.
+
+        Nothing is filmed of a world that does not render, or that goes another way when its episode is played again.
+        """
+        played = list(trajectories)
+        if any(not one.frames.size for one in played):
+            return film(self._rendered(played, codec), folder, self.fps(), codec)
+        return film(played, folder, self.fps(), codec, self.larger())
+
+    def _rendered(self, trajectories: list[Trajectory], codec: ActionCodec) -> list[Trajectory]:
+        """Return the episodes with what the world renders in the place of their frames."""
+        try:
+            with contextlib.closing(make(self.env, **{**self.env_args, "render_mode": "rgb_array"})) as world:
+                again = [(one, replay(one, world, codec)) for one in trajectories]
+        except (UserError, gymnasium.error.Error) as error:
+            _log.warning("no episode is filmed: the agent sees no pixels and %s does not render (%s)", self.env, error)
+            return []
+        return [dataclasses.replace(one, frames=frames) for one, frames in again if frames is not None]
 
 
 def play(
@@ -123,7 +154,7 @@ def play(
     if out is not None:
         played.save(out / "episodes.npz")
         # A blanked agent is filmed as it played, in the world as it is: the black it saw shows nothing.
-        film(picks.chosen(), out / "videos", match.fps(), agent.codec, match.larger())
+        match.film(picks.chosen(), out / "videos", agent.codec)
     info = agent.info
     return agent_result(
         metric.tally(),

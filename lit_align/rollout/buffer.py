@@ -10,12 +10,13 @@ import gymnasium
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lit_align.data.loader import ResumableLoader, rng
 from lit_align.data.modules import Batch, world_of
 from lit_align.data.trajectory import Trajectory
-from lit_align.envs.gym import make
+from lit_align.envs.gym import Observations, make
 from lit_align.errors import UserError
 from lit_align.seeds import episode_seeds
 from lit_align.spaces import ActionCodec
@@ -51,6 +52,11 @@ class RolloutDataModule(pl.LightningDataModule):
         epochs: Passes over the buffer; 1 pass, 1 minibatch and no clipping is REINFORCE.
         validation_episodes: Episodes of `validate`.
         seed: Decides worlds, choices and order.
+
+    Attributes:
+        codec: The world's action space.
+        image_size: Height and width of its frames in pixels; 0 without pixels.
+        vector_size: Numbers in its vector observation; 0 without one.
     """
 
     def __init__(
@@ -79,7 +85,8 @@ class RolloutDataModule(pl.LightningDataModule):
         world = self.make_world()  # a wrong id or argument is found before anything is trained
         try:
             self.codec = ActionCodec(world.action_space)
-            self.image_size = int((world.observation_space.shape or (0,))[0])
+            seen = Observations.of(world)
+            self.image_size, self.vector_size = seen.image_size, seen.vector_size
         finally:
             world.close()
 
@@ -151,18 +158,27 @@ def pad(trajectories: list[Trajectory], last: bool = False) -> tuple[Tensor, Ten
 
     `last` includes the frame after the last action.
     """
-    extra = int(last)
-    lengths = [len(t) + extra for t in trajectories]
-    frames = np.zeros((len(trajectories), max(lengths), *trajectories[0].frames.shape[1:]), np.uint8)
-    for row, (trajectory, length) in enumerate(zip(trajectories, lengths, strict=True)):
-        frames[row, :length] = trajectory.frames[:length]
-    return torch.from_numpy(frames), torch.tensor(lengths)
+    frames = _padded([t.frames if last else t.frames[:-1] for t in trajectories])
+    return frames, torch.tensor([len(t) + int(last) for t in trajectories])
+
+
+def pad_vectors(trajectories: list[Trajectory], last: bool = False) -> Tensor:
+    """The vector observations beside the frames of `pad`: `(B, T, V)`, float32, padded on the right."""
+    return _padded([t.vectors if last else t.vectors[:-1] for t in trajectories])
+
+
+def _padded(arrays: list[NDArray[Any]]) -> Tensor:
+    out = np.zeros((len(arrays), max(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype)
+    for row, array in enumerate(arrays):
+        out[row, : len(array)] = array
+    return torch.from_numpy(out)
 
 
 def collate(rollouts: list[Rollout]) -> Batch:
     """Rollouts as one batch, padded on the right.
 
-    Its entries: frames, actions, log_probs `(B, T)`, reference `(B, T, heads, widest)`, advantages `(B,)`, lengths.
+    Its entries: frames, vectors, actions, log_probs `(B, T)`, reference `(B, T, heads, widest)`, advantages `(B,)`,
+    lengths.
     """
     trajectories = [r.trajectory for r in rollouts]
     frames, lengths = pad(trajectories)
@@ -173,6 +189,7 @@ def collate(rollouts: list[Rollout]) -> Batch:
 
     return {
         "frames": frames,
+        "vectors": pad_vectors(trajectories),
         "lengths": lengths,
         "actions": stack([torch.from_numpy(t.actions) for t in trajectories]),
         "log_probs": stack([torch.from_numpy(t.log_probs) for t in trajectories if t.log_probs is not None]),

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from lit_align.data.trajectories import encode
+from lit_align.data.encoding import encode
 from lit_align.data.trajectory import Trajectory
 from lit_align.envs.gym import make
 from lit_align.errors import WorldFailed
@@ -57,7 +57,7 @@ class Recorded:
     Attributes:
         outcome: How it ended.
         table: Its rows in the trajectories format, frames encoded.
-        image_size: Height and width of the frames in pixels.
+        image_size: Height and width of the frames in pixels; 0 without pixels.
         failures: Attempts at it, or at those beside it, that were thrown away since a world died.
     """
 

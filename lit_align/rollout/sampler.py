@@ -15,21 +15,25 @@ from numpy.typing import NDArray
 
 from lit_align.data.trajectory import Trajectory
 from lit_align.envs import WorldFailed
+from lit_align.envs.gym import Observations
 from lit_align.errors import MAX_ATTEMPTS, UserError
-from lit_align.models.agent import Agent, gather_log_prob
+from lit_align.models.agent import Agent
+from lit_align.models.transformer import KVCache
 from lit_align.spaces import ActionCodec, Classes
 
 _log = logging.getLogger(__name__)
 
 
 def check_fits(agent: Agent, world: gymnasium.Env[Any, Any]) -> None:
-    """Raises ValueError, naming both sides, unless the agent's frames and actions are the world's."""
-    wanted = (agent.config.image_size, agent.config.image_size, 3)
-    space = world.observation_space
-    if space.shape != wanted or space.dtype != np.uint8:
+    """Raises ValueError, naming both sides, unless the agent's observations and actions are the world's."""
+    shown = Observations.of(world)
+    wanted = Observations("", agent.config.image_size, agent.config.vector_size)
+    if (shown.image_size, shown.vector_size) != (wanted.image_size, wanted.vector_size):
+        only_size = shown.vector_size == wanted.vector_size and shown.image_size and wanted.image_size
+        mend = f"make it with env_args size={wanted.image_size}" if only_size else "use an agent trained for it"
         raise UserError(
-            f"the agent sees frames of shape {wanted}, uint8; the environment shows {space.shape}, {space.dtype}: "
-            f"make it with env_args size={wanted[0]}"
+            f"the agent sees {'frames of shape ' if wanted.image_size else ''}{wanted}; "
+            f"the environment shows {shown}: {mend}"
         )
     codec = ActionCodec(world.action_space)
     if codec != agent.codec:
@@ -47,11 +51,29 @@ class _Episode:
     seed: int
     noise: np.random.Generator
     frames: list[NDArray[np.uint8]] = field(default_factory=list)
+    vectors: list[NDArray[np.float32]] = field(default_factory=list)
     actions: list[NDArray[np.uint8]] = field(default_factory=list)
     positions: list[NDArray[np.float32]] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     attempts: int = 0
+
+
+class _View:
+    """What the worlds show now, side by side, as the agent takes it."""
+
+    def __init__(self, shown: Observations, worlds: int) -> None:
+        self.shown = shown
+        self.frames = np.zeros((worlds, shown.image_size, shown.image_size, 3), np.uint8)
+        self.vectors = np.zeros((worlds, shown.vector_size), np.float32)
+
+    def see(self, w: int, episode: _Episode, observation: Any, info: dict[str, Any]) -> None:
+        """Takes in what a world shows, and keeps it for the episode."""
+        frame, vector = self.shown.split(observation)
+        self.frames[w], self.vectors[w] = frame, vector
+        episode.frames.append(frame.copy())  # a copy: some worlds draw every frame into the same array
+        episode.vectors.append(vector)
+        episode.positions.append(np.array(info.get("position", (0.0, 0.0, 0.0)), np.float32))
 
 
 class Sampler:
@@ -68,6 +90,7 @@ class Sampler:
         seed: Seed of the choices.
         player: Name that the trajectories carry.
         threads: Threads that step the worlds (engines run outside the interpreter's lock); None takes as many as torch.
+        top_p: Draw from the smallest set of classes of a head that holds this much probability.
 
     Attributes:
         failures: Episodes thrown away because their world died; each is played again from its start.
@@ -85,13 +108,15 @@ class Sampler:
         seed: int = 0,
         player: str = "agent",
         threads: int | None = None,
+        top_p: float = 1.0,
     ) -> None:
-        if worlds < 1 or temperature < 0:
+        if worlds < 1 or temperature < 0 or not 0 < top_p <= 1:
             raise UserError(
-                f"{worlds} worlds at temperature {temperature}; expected 1 world or more and a temperature of 0 or more"
+                f"{worlds} worlds at temperature {temperature} and top_p {top_p}; expected 1 world or more, a "
+                "temperature of 0 or more and a top_p above 0 and up to 1"
             )
         self.agent = agent.eval()
-        self.temperature, self.seed, self.player = temperature, seed, player
+        self.temperature, self.top_p, self.seed, self.player = temperature, top_p, seed, player
         self.failures = 0
         self.threads = min(threads or torch.get_num_threads(), worlds)
         self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
@@ -99,7 +124,8 @@ class Sampler:
         try:
             for _ in range(worlds):
                 self._worlds.append(make_world())
-                check_fits(agent, self._worlds[0])
+                check_fits(agent, self._worlds[-1])
+            self._shown = Observations.of(self._worlds[0])
         except BaseException:
             self.close()
             raise
@@ -127,21 +153,17 @@ class Sampler:
         queue = iter(episodes)
         running: list[_Episode | None] = [None] * len(self._worlds)
         cache = self.agent.new_cache(len(self._worlds))
-        device = cache.keys.device
-        size = self.agent.config.image_size
-        screen = np.zeros((len(self._worlds), size, size, 3), np.uint8)
+        view = _View(self._shown, len(self._worlds))
         uniform = np.zeros((len(self._worlds), len(self.agent.codec.heads)), np.float32)
 
         def begin(w: int, episode: _Episode | None) -> None:
             while episode is not None:
                 try:
-                    frame, info = self._worlds[w].reset(seed=episode.seed)
+                    observation, info = self._worlds[w].reset(seed=episode.seed)
                 except WorldFailed as error:
                     episode = self._again(episode, error)
                     continue
-                screen[w] = frame
-                episode.frames.append(frame)
-                episode.positions.append(_position(info))
+                view.see(w, episode, observation, info)
                 break
             running[w] = episode
             cache.reset([w])
@@ -156,20 +178,16 @@ class Sampler:
             for w, episode in enumerate(running):
                 if episode is not None:
                     uniform[w] = episode.noise.random(uniform.shape[1], np.float32)
-            actions, log_probs = self._choose(
-                torch.from_numpy(screen).to(device), torch.from_numpy(uniform).to(device), cache
-            )
+            actions, log_probs = self._choose(view, uniform, cache)
             for w, moved in self._step([(w, actions[w]) for w, episode in enumerate(running) if episode is not None]):
                 episode = running[w]
                 assert episode is not None
                 if isinstance(moved, WorldFailed):
                     begin(w, self._again(episode, moved))
                     continue
-                frame, reward, terminated, truncated, info = moved
-                screen[w] = frame
-                episode.frames.append(frame)
+                observation, reward, terminated, truncated, info = moved
+                view.see(w, episode, observation, info)
                 episode.actions.append(actions[w])
-                episode.positions.append(_position(info))
                 episode.rewards.append(float(reward))
                 episode.log_probs.append(float(log_probs[w]))
                 if terminated or truncated:
@@ -195,24 +213,13 @@ class Sampler:
             (answer for part in self._pool.map(group, parts) for answer in part), key=lambda answer: answer[0]
         )
 
-    def _choose(
-        self, frames: torch.Tensor, uniform: torch.Tensor, cache: Any
-    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """Classes `(B, heads)` and their joint log-probabilities `(B,)` for frames `(B, H, W, 3)`.
-
-        The noise `(B, heads)` is in [0, 1).
-        """
-        if self.temperature == 0:
-            log_probs = self.agent.step(frames, cache)
-            actions = log_probs.argmax(-1)
-        else:
-            log_probs = self.agent.step(frames, cache, self.temperature)
-            # Inverse of the cumulative distribution. Float64, so that the sum cannot end below the noise at a class
-            # that has no probability.
-            cumulative = log_probs.double().exp().cumsum(-1)
-            threshold = uniform.double() * cumulative[..., -1]
-            actions = (cumulative <= threshold[..., None]).sum(-1)
-        return actions.to(torch.uint8).cpu().numpy(), gather_log_prob(log_probs, actions).float().cpu().numpy()
+    def _choose(self, view: _View, uniform: NDArray[np.float32], cache: KVCache) -> tuple[Classes, NDArray[np.float32]]:
+        """Classes `(B, heads)` and their joint log-probabilities `(B,)`; the noise `(B, heads)` is in [0, 1)."""
+        frames, vectors, noise = (
+            torch.from_numpy(array).to(cache.keys.device) for array in (view.frames, view.vectors, uniform)
+        )
+        actions, log_probs = self.agent.choose(frames, cache, vectors, noise, self.temperature, self.top_p)
+        return actions.to(torch.uint8).cpu().numpy(), log_probs.cpu().numpy()
 
     def _new(self, episode: int, seed: int, attempts: int = 0) -> _Episode:
         return _Episode(
@@ -236,6 +243,7 @@ class Sampler:
     def _finish(self, episode: _Episode, info: dict[str, Any], terminated: bool, truncated: bool) -> Trajectory:
         return Trajectory(
             frames=np.stack(episode.frames),
+            vectors=np.stack(episode.vectors),
             actions=np.stack(episode.actions),
             id=episode.id,
             seed=episode.seed,
@@ -248,7 +256,3 @@ class Sampler:
             terminated=bool(terminated),
             truncated=bool(truncated),
         )
-
-
-def _position(info: dict[str, Any]) -> NDArray[np.float32]:
-    return np.array(info.get("position", (0.0, 0.0, 0.0)), np.float32)

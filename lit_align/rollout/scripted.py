@@ -9,7 +9,7 @@ import numpy as np
 
 from lit_align.data.trajectory import Trajectory
 from lit_align.envs import WorldFailed
-from lit_align.envs.gym import make
+from lit_align.envs.gym import Observations, make
 from lit_align.envs.jumppads.players import make_player
 from lit_align.errors import MAX_ATTEMPTS, UserError
 from lit_align.spaces import ActionCodec
@@ -36,6 +36,7 @@ class ScriptedPlay:
         self.targets, self.seed, self.env = targets, seed, env
         self.world = make(env, **env_args)
         self.codec = ActionCodec(self.world.action_space)
+        self.shown = Observations.of(self.world)
         self.failures = 0
         atexit.register(self.world.close)
 
@@ -57,20 +58,21 @@ class ScriptedPlay:
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, episode, seed]))
         kind = str(rng.choice(self.kinds, p=self.weights))
         target = self.targets[episode % len(self.targets)] if self.targets else None
-        frame, info = self.world.reset(seed=seed)
+        observation, info = self.world.reset(seed=seed)
         player = make_player(kind, int(rng.integers(2**31)), self.world, target=target)
-        frames, actions, positions, rewards = [frame], [], [info["position"]], []
+        seen, actions, positions, rewards = [self.shown.split(observation)], [], [info["position"]], []
         terminated = truncated = False
         while not (terminated or truncated):
             # What is recorded is what is played: the action is cut into classes first.
-            classes = self.codec.encode(player.act(frame, info))
-            frame, reward, terminated, truncated, info = self.world.step(self.codec.decode(classes))
-            frames.append(frame)
+            classes = self.codec.encode(player.act(observation, info))
+            observation, reward, terminated, truncated, info = self.world.step(self.codec.decode(classes))
+            seen.append(self.shown.split(observation))
             actions.append(classes)
             positions.append(info["position"])
             rewards.append(float(reward))
         return Trajectory(
-            frames=np.stack(frames),
+            frames=np.stack([frame for frame, _ in seen]),
+            vectors=np.stack([vector for _, vector in seen]),
             actions=np.stack(actions),
             id=episode,
             seed=seed,
