@@ -3,19 +3,21 @@
 The reward of an episode is undiscounted and shared by all its actions; the baseline is the mean over the iteration's
 episodes. One pass over one minibatch without clipping and KL is REINFORCE, the paper's
 algorithm (its baseline could not be read); more passes reuse the rollouts under
-PPO's ratio clipping (Schulman et al. 2017, arXiv 1707.06347). KL to the frozen reference is exact, because the
-action heads are independent.
+PPO's ratio clipping (Schulman et al. 2017, arXiv 1707.06347). KL to the frozen reference is exact over independent
+action heads; over autoregressive ones it is the sum of each head's KL given the classes that were chosen before it, an
+unbiased estimate that is logged as `policy/kl_conditional`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torchmetrics import MaxMetric, MeanMetric, Metric
 
 from lit_align.data.modules import Batch
@@ -23,10 +25,11 @@ from lit_align.data.trajectory import Trajectory
 from lit_align.errors import UserError
 from lit_align.models.agent import Agent, entropy, gather_log_prob, kl_divergence
 from lit_align.models.reward import RewardModel
-from lit_align.rollout.buffer import Rollout, in_batches, pad
+from lit_align.rollout.buffer import Rollout, in_batches, pad, pad_vectors
 from lit_align.rollout.callback import tensor_sum
 from lit_align.stages.base import Stage, channels_last, need_folder, step_mask
 from lit_align.stages.optim import OptimizerConfig
+from lit_align.stages.training import TrainConfig
 
 
 class Align(Stage):
@@ -40,7 +43,7 @@ class Align(Stage):
         kl: Coefficient of KL(policy || reference), in nats a step.
         entropy: Coefficient of an entropy bonus, in nats a step.
         max_kl: Stop when an iteration's mean KL (nats a step) is above this; None for no budget.
-        train: `all` parameters, or the `last_layer` alone (the action heads), as the paper did.
+        train: What of the network trains (the paper: the last layer alone, `parameters: heads`), and how it runs.
         scale_advantages: Divide advantages by their standard deviation over the iteration.
         optimizer: Optimiser and schedule.
         init_from: Folder of the agent to align.
@@ -48,7 +51,14 @@ class Align(Stage):
     """
 
     name = "align"
-    headline_metrics = ("outcome/left", "outcome/right", "reward/mean", "policy/kl", "env_steps")
+    headline_metrics = (
+        "outcome/left",
+        "outcome/right",
+        "reward/mean",
+        "policy/kl",
+        "policy/kl_conditional",
+        "env_steps",
+    )
 
     def __init__(
         self,
@@ -59,18 +69,18 @@ class Align(Stage):
         kl: float = 0.02,
         entropy: float = 0.0,
         max_kl: float | None = None,
-        train: Literal["all", "last_layer"] = "all",
+        train: TrainConfig | None = None,
         scale_advantages: bool = False,
         optimizer: OptimizerConfig | None = None,
         init_from: str | None = None,
         random_init: bool = False,
     ) -> None:
-        super().__init__(need_folder(init_from, "alignment"), random_init, optimizer)
+        super().__init__(need_folder(init_from, "alignment"), random_init, optimizer, train)
         if temperature <= 0 or (clip is not None and clip <= 0):
             raise UserError(f"model.temperature is {temperature} and model.clip {clip}; expected more than 0")
         self.reward_folder, self.reference_folder = reward_model, reference
         self.temperature, self.clip, self.kl, self.entropy, self.max_kl = temperature, clip, kl, entropy, max_kl
-        self.train_part, self.scale_advantages = train, scale_advantages
+        self.scale_advantages = scale_advantages
         self.agent: Agent | None = None
         # Frozen networks stay out of the module's parameters: not in checkpoints, not in the optimizer, not wrapped by
         # a strategy.
@@ -112,16 +122,14 @@ class Align(Stage):
                 f"the reference acts on {reference.codec}, the agent on {agent.codec}; they must be the same"
             )
         for what, network in (("agent", agent), ("reference", reference), ("reward model", reward)):
-            size = network.config.image_size
-            if size != data.image_size:
+            sees = (network.config.image_size, network.config.vector_size)
+            if sees != (data.image_size, data.vector_size):
                 raise UserError(
-                    f"the {what} sees {size} pixels, {data.env} shows {data.image_size}; "
-                    f"set --data.env_args size={size} or retrain"
+                    f"the {what} sees {sees[0]} pixels and a vector of {sees[1]} numbers, {data.env} shows "
+                    f"{data.image_size} and {data.vector_size}; set --data.env_args size={sees[0]} or retrain"
                 )
         self._parent = agent.info
-        if self.train_part == "last_layer":
-            agent.backbone.requires_grad_(False)
-        self.agent = channels_last(agent)
+        self.agent = self.ready(agent)
         self._frozen = {"reference": reference, "reward": reward}
         for frozen in (reference, reward):
             channels_last(frozen.eval().requires_grad_(False))
@@ -141,7 +149,8 @@ class Align(Stage):
 
         def run(part: list[Trajectory]) -> list[Tensor]:
             frames, lengths = pad(part, last=True)
-            return list(reward.normalise(reward(frames.to(self.device), lengths.to(self.device))).mean(1).cpu())
+            seen = (frames.to(self.device), lengths.to(self.device), pad_vectors(part, last=True).to(self.device))
+            return list(reward.normalise(reward(*seen)).mean(1).cpu())
 
         return torch.stack(in_batches(trajectories, 16, run))
 
@@ -164,7 +173,9 @@ class Align(Stage):
 
         def run(part: list[Trajectory]) -> list[Tensor]:
             frames, lengths = pad(part)
-            log_probs = reference(frames.to(self.device), self.temperature).cpu()
+            actions = pad_sequence([torch.from_numpy(t.actions) for t in part], batch_first=True)
+            seen = (frames.to(self.device), pad_vectors(part).to(self.device), actions.to(self.device))
+            log_probs = reference(*seen, self.temperature).cpu()
             return [row[:n].clone() for row, n in zip(log_probs, lengths, strict=True)]
 
         references = in_batches(trajectories, 16, run)
@@ -198,7 +209,7 @@ class Align(Stage):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The clipped surrogate over the minibatch, per env step of the iteration."""
         data = self.data()
-        log_probs = self.model(batch["frames"], self.temperature)
+        log_probs = self.model(batch["frames"], batch["vectors"], batch["actions"], self.temperature)
         mask = step_mask(batch["lengths"], log_probs.shape[1])
         change = (gather_log_prob(log_probs, batch["actions"]) - batch["log_probs"]) * mask
         ratio = change.exp()
@@ -232,10 +243,12 @@ class Align(Stage):
         """Logs the iteration, and stops the run when the KL budget is spent."""
         means = {name: self.mean_of(name) for name in self.means}
         values = {f"policy/{name}": metric.compute() for name, metric in means.items()}
+        self._last_kl = float(values["policy/kl"])
+        if not self.model.head.exact_kl:
+            values["policy/kl_conditional"] = values.pop("policy/kl")  # an estimate, and called one
         for metric in means.values():
             metric.reset()
         self.log_dict({**self._play, **values, "iteration": float(self.trainer.current_epoch)}, rank_zero_only=False)
-        self._last_kl = float(values["policy/kl"])
         self._stop_when_spent()
 
     def _stop_when_spent(self) -> None:
@@ -283,5 +296,4 @@ class Align(Stage):
             "reward_model": Path(self.reward_folder).parent.name,
             "temperature": self.temperature,
         }
-        self.model.info = {**self.lineage(self._parent), **facts}
-        self.model.save(Path(folder) / "agent")
+        self.leave(folder, facts)

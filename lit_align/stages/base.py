@@ -12,9 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from lit_align.errors import UserError
-from lit_align.stages.optim import OptimizerConfig
+from lit_align.models.agent import Agent
+from lit_align.models.config import BackboneConfig
+from lit_align.models.reward import RewardModel
+from lit_align.stages.optim import MovingAverage, OptimizerConfig
+from lit_align.stages.training import TrainConfig, as_plain
 
-Network = TypeVar("Network", bound=nn.Module)
+Network = TypeVar("Network", bound=Agent | RewardModel)
+AnyNetwork = TypeVar("AnyNetwork", bound=nn.Module)
 
 
 class Stage(pl.LightningModule):
@@ -24,29 +29,65 @@ class Stage(pl.LightningModule):
         init_from: Folder of the agent that the stage starts from.
         random_init: Take the architecture of `init_from` only, and draw the weights anew.
         optimizer: Optimiser and schedule.
+        train: What of the network trains, and how it runs.
     """
 
     name = "stage"
     folder = "agent"
     headline_metrics: tuple[str, ...] = ("val/loss", "val/accuracy", "train/loss")
 
-    def __init__(self, init_from: str | None, random_init: bool, optimizer: OptimizerConfig | None) -> None:
+    def __init__(
+        self,
+        init_from: str | None,
+        random_init: bool,
+        optimizer: OptimizerConfig | None,
+        train: TrainConfig | None = None,
+    ) -> None:
         super().__init__()
         self.init_from, self.random_init = init_from, random_init
         self.optimizer = optimizer or OptimizerConfig()
+        self.train_config = train or TrainConfig()
+        self.train_config.check()
+        self.optimizer.check()
         self.frames_trained = 0
         self.seconds_trained = 0.0
+        self._parent: dict[str, Any] | None = None
         self._tick = time.perf_counter()
         self._rate: tuple[int, float] = (0, 0.0)
 
     @property
     @abstractmethod
-    def model(self) -> nn.Module:
+    def model(self) -> Agent | RewardModel:
         """The network that trains and that the stage leaves."""
 
     def configure_optimizers(self) -> Any:
-        """AdamW over the parameters that train."""
-        return self.optimizer.build(self.model, self.trainer.estimated_stepping_batches)
+        """The optimiser over the parameters that train, and its schedule."""
+        trainer = self.trainer
+        scaler = getattr(trainer.precision_plugin, "scaler", None) is not None
+        clips = bool(trainer.gradient_clip_val)
+        return self.optimizer.build(self.model, trainer.estimated_stepping_batches, scaler, clips)
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """The moving average of the weights, where one is asked for; called before anything is read."""
+        if self.optimizer.ema is None:
+            return []
+        if self.name == "align":
+            raise UserError(
+                f"optimizer.ema is {self.optimizer.ema}; expected null, since align reports (and max_kl bounds) the "
+                "policy that plays, and an average of its weights is another policy, which never played: leave it out"
+            )
+        return [MovingAverage(self.optimizer.ema)]
+
+    def ready(self, network: Network) -> Network:
+        """The network laid out and frozen as the stage trains it."""
+        self.train_config.apply(network)
+        return channels_last(network)
+
+    def leave(self, folder: str | Path, facts: dict[str, Any]) -> None:
+        """Writes the network into a run's folder, adapters merged, with its lineage and more facts."""
+        plain = as_plain(self.model)
+        plain.info = {**self.lineage(self._parent), **facts}
+        plain.save(Path(folder) / self.folder)
 
     def data(self) -> Any:
         """The data module."""
@@ -114,7 +155,7 @@ class Stage(pl.LightningModule):
             },
             "train_frames": int(before.get("train_frames") or 0) + self.frames_trained,
             "train_seconds": round(float(before.get("train_seconds") or 0.0) + self.seconds_trained, 1),
-            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "parameters": sum(p.numel() for n, p in self.model.named_parameters() if "lora_" not in n),
         }
 
     @abstractmethod
@@ -133,18 +174,23 @@ class Stage(pl.LightningModule):
         }
 
 
-def channels_last(network: Network) -> Network:
+def channels_last(network: AnyNetwork) -> AnyNetwork:
     """Lays the weights of convolutions out as frames lie in memory; the values stay."""
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
 
 
-def check_image_size(what: str, size: int, data: Any) -> None:
-    """Raises ValueError unless the data holds frames of the size that a network sees."""
-    if size != data.image_size:
+def check_observations(what: str, config: BackboneConfig, data: Any) -> None:
+    """Raises ValueError unless the data holds frames and vectors of the sizes that a network sees."""
+    if config.vector_size != data.vector_size:
         raise UserError(
-            f"the {what} sees {size} pixels, the data holds {data.image_size}; "
-            f"set --data.image_size {size} to resize it"
+            f"the {what} sees vectors of {config.vector_size} numbers, the data holds {data.vector_size}; "
+            f"set --model.backbone.vector_size {data.vector_size} for a new agent, or use other data"
+        )
+    if config.image_size != data.image_size:
+        raise UserError(
+            f"the {what} sees {config.image_size} pixels, the data holds {data.image_size}; "
+            f"set --data.image_size {config.image_size} to resize it"
         )
 
 

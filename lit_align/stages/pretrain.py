@@ -13,8 +13,11 @@ from lit_align.data.modules import Batch
 from lit_align.errors import UserError
 from lit_align.models.agent import Agent
 from lit_align.models.config import BackboneConfig
-from lit_align.stages.base import Stage, channels_last, check_image_size, step_mask
+from lit_align.models.heads import PolicyConfig
+from lit_align.spaces import ActionCodec
+from lit_align.stages.base import Stage, check_observations, step_mask
 from lit_align.stages.optim import OptimizerConfig
+from lit_align.stages.training import TrainConfig
 
 
 class Pretrain(Stage):
@@ -22,6 +25,10 @@ class Pretrain(Stage):
 
     Args:
         backbone: Architecture of a new agent; not read when `init_from` is given.
+        policy: How a new agent's action heads depend on each other; not read when `init_from` is given.
+        head_weights: Weights of the loss by action head or group of heads, such as `{buttons: 0.5, right_stick.0: 2}`;
+            1 for those not named. Validation counts all heads alike.
+        train: What of the network trains, and how it runs.
         optimizer: Optimiser and schedule.
         init_from: Folder of an agent to go on from.
         random_init: Take the architecture of `init_from` only.
@@ -32,13 +39,18 @@ class Pretrain(Stage):
     def __init__(
         self,
         backbone: BackboneConfig | None = None,
+        policy: PolicyConfig | None = None,
+        head_weights: dict[str, float] | None = None,
+        train: TrainConfig | None = None,
         optimizer: OptimizerConfig | None = None,
         init_from: str | None = None,
         random_init: bool = False,
     ) -> None:
-        super().__init__(init_from, random_init, optimizer)
+        super().__init__(init_from, random_init, optimizer, train)
         self.backbone = backbone or BackboneConfig()
+        self.policy = policy or PolicyConfig()
         self.backbone.check()
+        self.head_weights = dict(head_weights or {})
         self.agent: Agent | None = None
         self.train_loss = MeanMetric()
         self.val_loss = MeanMetric()
@@ -57,36 +69,44 @@ class Pretrain(Stage):
         data = self.data()
         self.check_data(data)
         if self.init_from is None:
-            agent = Agent(self.backbone, data.codec)
+            agent = Agent(self.backbone, data.codec, policy=self.policy)
         else:
             agent = Agent.load(self.init_from, random_init=self.random_init)
         self._parent = agent.info if self.init_from is not None else None
-        self.agent = channels_last(agent)
+        self._weights = weights_of(self.head_weights, data.codec) if self.head_weights else None
+        self.agent = self.ready(agent)
 
     def check_data(self, data: Any) -> None:
         """Raises ValueError if the agent of `init_from` acts on another space or sees frames of another size."""
-        size = self.backbone.image_size
+        weights_of(self.head_weights, data.codec)
+        config = self.backbone
         if self.init_from is not None:
             with torch.device("meta"):  # neither weights nor memory
                 agent = Agent.load(self.init_from, "meta", random_init=True)
             if agent.codec != data.codec:
                 raise UserError(f"the agent of '{self.init_from}' acts on {agent.codec}; the data holds {data.codec}")
-            size = agent.config.image_size
-        check_image_size("agent", size, data)
+            config = agent.config
+        check_observations("agent", config, data)
 
-    def loss_of(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Negative log-likelihood in nats a step (all heads), and how often every head is right at once."""
-        log_probs = self.model(batch["frames"])
+    def loss_of(self, batch: Batch, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Negative log-likelihood in nats a step (all heads), and how often every head is right at once.
+
+        `weights` `(heads,)` weigh the heads' parts of the loss.
+        """
+        log_probs = self.model(batch["frames"], batch["vectors"], batch["actions"])
         mask = step_mask(batch["lengths"], log_probs.shape[1])
+        if "mask" in batch:  # steps that are context, not targets
+            mask = mask & batch["mask"]
         actions = batch["actions"].long()
-        likelihood = log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1).sum(-1)
+        of_heads = log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+        likelihood = (of_heads if weights is None else of_heads * weights.to(of_heads.device)).sum(-1)
         right = (log_probs.argmax(-1) == actions).all(-1)
-        count = mask.sum()
+        count = mask.sum().clamp_min(1)
         return -(likelihood * mask).sum() / count, (right & mask).sum() / count
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One optimizer step's loss."""
-        loss, _ = self.loss_of(batch)
+        loss, _ = self.loss_of(batch, self._weights)
         self.train_loss.update(loss.detach())
         if (self.trainer.global_step + 1) % self.log_every == 0:
             # A mean over the steps since the last line, in place of one noisy step.
@@ -97,7 +117,7 @@ class Pretrain(Stage):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss and accuracy on held-out episodes."""
         loss, accuracy = self.loss_of(batch)
-        weight = batch["lengths"].sum()
+        weight = batch["mask"].sum() if "mask" in batch else batch["lengths"].sum()
         self.val_loss.update(loss, weight)
         self.val_accuracy.update(accuracy, weight)
         self.log_dict(
@@ -113,8 +133,26 @@ class Pretrain(Stage):
 
     def export(self, folder: str | Path) -> None:
         """Writes `agent/`."""
-        self.model.info = {**self.lineage(self._parent), **self._about()}
-        self.model.save(Path(folder) / "agent")
+        self.leave(folder, {"data": [Path(f).name for f in self.data().folders]})
 
-    def _about(self) -> dict[str, Any]:
-        return {"data": [Path(f).name for f in self.data().folders]}
+
+def weights_of(named: dict[str, float], codec: ActionCodec) -> Tensor:
+    """The weight of each head's loss `(heads,)`.
+
+    Args:
+        named: Weights by the name of a head, or of a part of the action space that holds several.
+        codec: The action space.
+
+    Raises:
+        ValueError: A name is of no head, or a weight is below 0.
+    """
+    weights = torch.ones(len(codec.heads))
+    for name, weight in named.items():
+        meant = [h for h, head in enumerate(codec.heads) if head.name == name or head.name.startswith(f"{name}.")]
+        if not meant or weight < 0:
+            raise UserError(
+                f"model.head_weights holds {name}: {weight}; expected 0 or more for one of "
+                f"{', '.join(head.name for head in codec.heads)}, or for the part of a name before a dot"
+            )
+        weights[meant] = weight
+    return weights

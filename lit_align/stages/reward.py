@@ -17,8 +17,9 @@ from lit_align.data.modules import Batch, PreferenceDataModule
 from lit_align.models.agent import Agent
 from lit_align.models.folder import read_config
 from lit_align.models.reward import Readout, RewardModel
-from lit_align.stages.base import Stage, channels_last, check_image_size, need_folder
+from lit_align.stages.base import Stage, check_observations, need_folder
 from lit_align.stages.optim import OptimizerConfig
+from lit_align.stages.training import TrainConfig
 
 
 class Reward(Stage):
@@ -28,6 +29,7 @@ class Reward(Stage):
         heads: Scalar heads, an ensemble at the price of one; each learns on its own.
         readout: `last` reads a trajectory's reward at its last frame, `sum` adds up every frame's.
         label_smoothing: Probability that a label is taken to be wrong.
+        train: What of the network trains, and how it runs.
         optimizer: Optimiser and schedule.
         init_from: Folder of the agent (or reward model) that the backbone starts from.
         random_init: Take its architecture only: the paper's "random encoder".
@@ -42,11 +44,12 @@ class Reward(Stage):
         heads: int = 1,
         readout: Readout = "last",
         label_smoothing: float = 0.0,
+        train: TrainConfig | None = None,
         optimizer: OptimizerConfig | None = None,
         init_from: str | None = None,
         random_init: bool = False,
     ) -> None:
-        super().__init__(need_folder(init_from, "a reward model (its backbone)"), random_init, optimizer)
+        super().__init__(need_folder(init_from, "a reward model (its backbone)"), random_init, optimizer, train)
         self.heads, self.readout, self.label_smoothing = heads, readout, label_smoothing
         self.reward_model: RewardModel | None = None
         self.train_loss, self.train_accuracy = MeanMetric(), MeanMetric()
@@ -73,7 +76,7 @@ class Reward(Stage):
             agent = Agent.load(self.init_from, random_init=self.random_init)
             self._parent = agent.info
             model = RewardModel.from_agent(agent, self.heads, self.readout)
-        self.reward_model = channels_last(model)
+        self.reward_model = self.ready(model)
 
     def _goes_on(self) -> bool:
         assert self.init_from is not None
@@ -84,11 +87,11 @@ class Reward(Stage):
         assert self.init_from is not None
         with torch.device("meta"):  # neither weights nor memory
             start = (RewardModel if self._goes_on() else Agent).load(self.init_from, "meta", random_init=True)
-        check_image_size("backbone", start.config.image_size, data)
+        check_observations("backbone", start.config, data)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One optimizer step's loss over all pairs of the batch; a tie pulls both rewards together."""
-        rewards = self.model(batch["frames"], batch["lengths"])
+        rewards = self.model(batch["frames"], batch["lengths"], batch["vectors"])
         gap = rewards[batch["chosen"]] - rewards[batch["rejected"]]
         target = torch.where(batch["tie"], 0.5, 1.0 - self.label_smoothing)[:, None].expand_as(gap)
         loss = F.binary_cross_entropy_with_logits(gap, target)
@@ -108,7 +111,7 @@ class Reward(Stage):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Rewards of the test trajectories, each once."""
         self.seen_ids.update(batch["ids"].double())
-        self.seen_rewards.update(self.model(batch["frames"], batch["lengths"]).mean(1).double())
+        self.seen_rewards.update(self.model(batch["frames"], batch["lengths"], batch["vectors"]).mean(1).double())
 
     def on_validation_epoch_end(self) -> None:
         """Accuracy over the untied test comparisons, whose episodes training never saw.
@@ -152,8 +155,10 @@ class Reward(Stage):
         self.model.eval()
         rewards = []
         for at in range(0, len(ids), 16):
-            frames, lengths = data.frames_of(ids[at : at + 16].tolist())
-            rewards.append(self.model(frames.to(self.device), lengths.to(self.device)))
+            part = ids[at : at + 16].tolist()
+            frames, lengths = data.frames_of(part)
+            seen = (frames.to(self.device), lengths.to(self.device), data.vectors_of(part).to(self.device))
+            rewards.append(self.model(*seen))
         all_rewards = torch.cat(rewards).mean(1)
         self.model.mean.fill_(all_rewards.mean())
         self.model.std.fill_(all_rewards.std().clamp_min(1e-6))
@@ -182,5 +187,4 @@ class Reward(Stage):
             "accuracy": self.accuracy,
             "pairs": int((~data.test_pairs.tie).sum()),
         }
-        self.model.info = {**self.lineage(self._parent), **facts}
-        self.model.save(Path(folder) / "reward_model")
+        self.leave(folder, facts)

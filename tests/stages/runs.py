@@ -19,7 +19,7 @@ from tests.helpers import TINY, made_up, record, tiny_agent
 
 ROOT = Path(__file__).parents[2]
 CPU = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.log_every_n_steps=1"]
-BACKBONE = [f"--model.backbone.{name}={value}" for name, value in TINY.to_dict().items()]
+BACKBONE = [f"--model.backbone.{name}={value}" for name, value in TINY.to_dict().items() if value is not None]
 WORLD = "tests.helpers:LitAlign-test/Light-v0"
 
 

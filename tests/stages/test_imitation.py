@@ -11,8 +11,9 @@ from torch.distributions import kl_divergence as torch_kl
 from lit_align.data.modules import TrajectoryDataModule
 from lit_align.data.trajectory import Trajectory
 from lit_align.data.windows import Window
+from lit_align.errors import UserError
 from lit_align.models.agent import Agent, entropy, gather_log_prob, kl_divergence
-from lit_align.stages.pretrain import Pretrain
+from lit_align.stages.pretrain import Pretrain, weights_of
 from tests.helpers import made_up, record, tiny_agent
 
 LENGTHS = (9, 4, 13)  # longer than the window of 6 frames, and shorter
@@ -49,7 +50,8 @@ def batch_of(episodes: list[Trajectory], extra: int = 0, shift: int = 0) -> dict
         frames[row, : len(episode)] = episode.frames[:-1]
         actions[row, : len(episode)] = np.roll(episode.actions, shift, axis=0)
     lengths = torch.tensor([len(e) for e in episodes])
-    return {"frames": torch.from_numpy(frames), "actions": torch.from_numpy(actions), "lengths": lengths}
+    seen = {"frames": torch.from_numpy(frames), "vectors": torch.zeros(len(episodes), steps, 0), "lengths": lengths}
+    return {**seen, "actions": torch.from_numpy(actions)}
 
 
 @pytest.fixture
@@ -115,7 +117,7 @@ def test_entropy_and_kl_are_those_of_the_heads_own_distributions(seed, scale, te
     torch.manual_seed(seed)
     agent = tiny_agent()
     features, others = scale * torch.randn(2, 3, 4, 32)
-    p, q = agent.log_probs_of(features, temperature), agent.log_probs_of(others, temperature)
+    p, q = (agent.log_probs_of(x, temperature=temperature) for x in (features, others))
     agent = agent.double()  # torch's own KL is infinite where a float32 probability underflows
     ps, qs = by_head(agent, features.double(), temperature), by_head(agent, others.double(), temperature)
 
@@ -143,3 +145,36 @@ def test_classes_that_a_head_lacks_have_no_probability_and_no_gradient():
     assert torch.isfinite(value)
     assert torch.isfinite(gradient).all()
     assert gradient.abs().max() > 0
+
+
+def test_heads_weigh_what_they_are_told_to(stage):
+    episodes = [made_up(i, n) for i, n in enumerate(LENGTHS)]
+    batch, codec = batch_of(episodes), stage.agent.codec
+    only = dict.fromkeys(("buttons", "left_stick", "right_stick"), 0.0)
+    parts = [
+        float(stage.loss_of(batch, weights_of({**only, name: 1.0}, codec))[0].detach()) for name in only
+    ]  # the parts of the action space, each alone
+    assert sum(parts) == pytest.approx(float(stage.loss_of(batch)[0].detach()), rel=1e-5)
+    mixed = stage.loss_of(batch, weights_of({"buttons": 0.5, "right_stick": 2, "right_stick.1": 2}, codec))[0]
+    assert float(mixed.detach()) == pytest.approx(0.5 * parts[0] + parts[1] + 2 * parts[2], rel=1e-5)
+    with pytest.raises(UserError, match=r"holds button: 1; expected 0 or more for one of buttons.0"):
+        weights_of({"button": 1}, codec)
+    with pytest.raises(UserError, match="holds buttons: -1"):
+        weights_of({"buttons": -1}, codec)
+
+
+def test_masked_steps_are_context_and_no_targets(stage):
+    episodes = [made_up(i, n) for i, n in enumerate(LENGTHS)]
+    batch = batch_of(episodes)
+    batch["mask"] = torch.rand(batch["frames"].shape[:2], generator=torch.Generator().manual_seed(0)) < 0.5
+    loss, accuracy = stage.loss_of(batch)
+    log_probs = stage.agent(batch["frames"])
+    total, steps = 0.0, 0
+    for row, length in enumerate(LENGTHS):
+        for t in range(length):
+            if batch["mask"][row, t]:
+                total -= float(gather_log_prob(log_probs, batch["actions"])[row, t].detach())
+                steps += 1
+    assert float(loss.detach()) == pytest.approx(total / steps, rel=1e-5)
+    batch["mask"][:] = False
+    assert float(stage.loss_of(batch)[0].detach()) == 0

@@ -21,6 +21,8 @@ from lit_align.stages.reward import Reward
 from tests.helpers import SIZE, made_up, record, tiny_agent
 from tests.stages.runs import CPU
 
+NOTHING = {"frames": torch.zeros(1), "vectors": torch.zeros(1), "lengths": torch.zeros(1)}  # not looked at
+
 
 class Table(nn.Module):
     """Rewards `(B, K)` that were written down."""
@@ -29,7 +31,7 @@ class Table(nn.Module):
         super().__init__()
         self.rewards = nn.Parameter(torch.tensor(rewards))
 
-    def forward(self, frames: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def forward(self, frames: torch.Tensor, lengths: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
         return self.rewards
 
 
@@ -49,7 +51,7 @@ def test_the_loss_is_the_closed_form_of_bradley_and_terry(rewards, pairs, smooth
     stage, table = a_stage(label_smoothing=smoothing), Table(rewards)
     stage.reward_model = table  # type: ignore[assignment]
     chosen, rejected, tie = (torch.tensor(side) for side in zip(*pairs, strict=True))
-    batch = {"frames": torch.zeros(1), "lengths": torch.zeros(1), "chosen": chosen, "rejected": rejected, "tie": tie}
+    batch = {**NOTHING, "chosen": chosen, "rejected": rejected, "tie": tie}
     loss = stage.training_step(batch, 0)
     total, slope = 0.0, np.zeros((5, 2))
     for c, r, t in pairs:
@@ -73,7 +75,7 @@ def test_a_tie_is_best_at_equal_rewards_and_smoothing_bounds_the_gap():
         stage = a_stage(label_smoothing=smoothing)
         stage.reward_model = Table([[gap], [0.0]])  # type: ignore[assignment]
         one = {"chosen": torch.tensor([0]), "rejected": torch.tensor([1]), "tie": torch.tensor([tie])}
-        return float(stage.training_step({"frames": one, "lengths": one, **one}, 0).detach())
+        return float(stage.training_step({**NOTHING, **one}, 0).detach())
 
     gaps = np.linspace(-6, 6, 121)
     assert gaps[np.argmin([loss_at(g, True) for g in gaps])] == pytest.approx(0, abs=1e-9)
@@ -120,10 +122,10 @@ def bright(episode: int, rng: np.random.Generator) -> Trajectory:
 
 @pytest.fixture(scope="module")
 def brightness(tmp_path_factory):
-    """Preferences for the brighter last frame; 90 episodes for training, 40 held out."""
+    """Preferences for the brighter last frame; 220 episodes for training, 40 held out."""
     folder = tmp_path_factory.mktemp("brightness")
     rng = np.random.default_rng(0)
-    episodes = [bright(i, rng) for i in range(130)]
+    episodes = [bright(i, rng) for i in range(260)]
     level = np.array([float(e.frames[-1].mean()) for e in episodes])
 
     def draw(low: int, high: int, count: int) -> Preferences:
@@ -132,7 +134,7 @@ def brightness(tmp_path_factory):
         return Preferences(np.where(level[a] > level[b], a, b), np.where(level[a] > level[b], b, a))
 
     play = record(folder / "play", episodes)
-    splits = {"train": draw(0, 90, 400), "test": draw(90, 130, 300)}
+    splits = {"train": draw(0, 220, 900), "test": draw(220, 260, 300)}
     write_preferences(folder / "pairs", splits, PreferenceMeta(play, {"name": "bright"}), "today")
     tiny_agent().save(folder / "base" / "agent")
     argv = ["reward", "fit", f"--out={folder / 'run'}", f"--init_from={folder / 'base' / 'agent'}", *CPU]
