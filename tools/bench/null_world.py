@@ -1,0 +1,103 @@
+"""Collecting experience in a world that costs nothing, against Stable-Baselines3.
+
+A 64x64 world of ready-made pictures, sixteen of them in one process, eight discrete actions. Theirs:
+`PPO("CnnPolicy").collect_rollouts` over a DummyVecEnv. Ours: the Sampler with the encoder of `tiny` and two transformer
+layers, whose width is chosen so that a frame costs as many floating-point operations as theirs within 10 %. Both write
+down frames, actions and log-probabilities. `network alone` is the same race without world and bookkeeping: a cached
+step against the policy's forward.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from lit_align.models.agent import Agent
+from lit_align.rollout.sampler import Sampler
+from lit_align.spaces import ActionCodec
+from tools.bench._bench import Bench, Result
+from tools.bench._peer import Peer, peer_python
+from tools.bench._peers.null_world import SIZE, STEPS, NullWorld
+from tools.bench._peers.serve import timed
+from tools.bench._race import from_timings, interleave
+from tools.bench._sizes import load_size
+
+BENCH = Bench("null_world", "env steps/s", __doc__)
+WORLDS, AIM, TOLERANCE = 16, 3.0, 0.1
+LAYERS, HEAD_WIDTH = 2, 32
+
+
+def flops(agent: Agent) -> float:
+    """Floating-point operations of a cached step for one world."""
+    frames = torch.zeros(WORLDS, SIZE, SIZE, 3, dtype=torch.uint8)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        agent.step(frames, agent.new_cache(WORLDS))
+    return counter.get_total_flops() / WORLDS
+
+
+def agent_like(cost: float, codec: ActionCodec) -> Agent:
+    """The agent whose step costs nearest to `cost` operations a frame."""
+    like = replace(load_size("tiny"), image_size=SIZE, layers=LAYERS)
+
+    def made(heads: int) -> Agent:
+        return Agent(replace(like, width=HEAD_WIDTH * heads, heads=heads), codec).eval()
+
+    return min((made(heads) for heads in range(2, 20)), key=lambda agent: abs(flops(agent) - cost))
+
+
+def measure(options: argparse.Namespace) -> Result:
+    """Races a rollout of all worlds, and the networks alone, in the same turns."""
+    steps = 20 if options.quick else STEPS
+    python = peer_python("stable-baselines3")
+    settings = {"worlds": WORLDS, "steps": steps, "threads": options.threads, "seed": options.seed}
+    with (
+        Peer("sb3", python, what="collect", **settings) as peer,
+        Peer("sb3", python, what="forward", **settings) as net,
+    ):
+        theirs = peer.facts["flops"]
+        agent = agent_like(theirs, ActionCodec(NullWorld().action_space))
+        cost = {"ours": flops(agent), "stable_baselines3": theirs}
+        print(f"operations a frame: ours {cost['ours'] / 1e6:.2f}M, theirs {theirs / 1e6:.2f}M", file=sys.stderr)
+        frames = torch.zeros(WORLDS, SIZE, SIZE, 3, dtype=torch.uint8)
+
+        @torch.inference_mode()
+        def forward() -> None:
+            cache = agent.new_cache(WORLDS)
+            for _ in range(steps):
+                agent.step(frames, cache)
+
+        with Sampler(agent, lambda: NullWorld(steps), WORLDS, seed=options.seed) as sampler:
+
+            def sample() -> None:
+                played = sum(len(each) for each in sampler.play((i, i) for i in range(WORLDS)))
+                assert played == WORLDS * steps
+
+            timings = interleave(
+                {"ours": lambda: timed(sample), "sb3": peer, "our network": lambda: timed(forward), "sb3 network": net},
+                options.repeats,
+            )
+        versions = peer.facts["versions"]
+    facts = {"flops_per_frame": cost, "width": agent.config.width, "layers": agent.config.layers}
+    rollout = {"ours": timings["ours"], "stable_baselines3": timings["sb3"]}
+    network = {"ours": timings["our network"], "stable_baselines3": timings["sb3 network"]}
+    cases = {
+        "null world": from_timings(rollout, WORLDS * steps, aim={"stable_baselines3": AIM}, facts=facts),
+        "network alone": from_timings(network, WORLDS * steps),
+    }
+    result = Result(cases, versions=versions)
+    if abs(cost["ours"] / theirs - 1) > TOLERANCE:
+        result.failures.append(f"the networks differ in cost by more than {TOLERANCE:.0%}: {cost}")
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the benchmark and returns its exit code."""
+    return BENCH.main(measure, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
