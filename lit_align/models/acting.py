@@ -52,7 +52,7 @@ class Actor:
             raise UserError(
                 f"act was given {len(frames)} worlds after {len(self.cache.steps)}; call reset() before another number"
             )
-        device = self.cache.keys.device
+        device = self.cache.pairs.device
         uniform = torch.rand(len(frames), len(self.agent.codec.heads), generator=self.noise)
         actions, _ = self.agent.choose(
             frames.to(device), self.cache, vectors.to(device), uniform.to(device), temperature, top_p

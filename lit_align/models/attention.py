@@ -62,9 +62,12 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, context: int, mask: Tensor
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Scaled dot-product attention; without a mask it is causal, which lets a GPU take its flash kernel.
 
+    A mask holds true where attention goes, or numbers that are added to the scores.
     On a CPU it runs in float32 whatever the rest runs in: the backward pass in bfloat16 took three times as long.
     """
     if q.device.type != "cpu":
+        if mask is not None and mask.dtype != torch.bool:
+            mask = mask.to(q.dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
     with torch.autocast("cpu", enabled=False):
         y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask, is_causal=mask is None)

@@ -20,17 +20,17 @@ class KVCache:
     """Keys and values of the last `context` frames of each world, as a ring.
 
     Attributes:
-        keys: `(layers, B, heads, context, head_width)`; slot `t % context` holds frame `t`, rotated to its
-            absolute position.
-        values: The same shape.
+        pairs: `(layers, 2, B, heads, context, head_width)`, keys and values; slot `t % context` holds frame `t`, its
+            key rotated to its absolute position.
         steps: Frames seen by each world since its reset `(B,)`, int64.
     """
 
     def __init__(self, config: BackboneConfig, worlds: int, device: torch.device, dtype: torch.dtype) -> None:
-        shape = (config.layers, worlds, config.heads, config.context, config.width // config.heads)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        shape = (config.layers, 2, worlds, config.heads, config.context, config.width // config.heads)
+        self.pairs = torch.zeros(shape, device=device, dtype=dtype)
         self.steps = torch.zeros(worlds, device=device, dtype=torch.int64)
+        self.rows = torch.arange(worlds, device=device)
+        self.ring = torch.arange(config.context, device=device)
 
     def reset(self, worlds: Tensor | list[int] | None = None) -> None:
         """Forgets the past of some worlds (all by default).
@@ -44,20 +44,20 @@ class KVCache:
 
 
 def rotary(positions: Tensor, head_width: int, base: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines `(..., head_width / 2)` of rotary positions.
+    """Cosines and signed sines `(..., head_width)` of rotary positions, as `rotate` wants them.
 
     Angles are in float64, exact for very long episodes.
     """
     frequencies = base ** (-torch.arange(0, head_width, 2, device=positions.device, dtype=torch.float64) / head_width)
     angles = positions.to(torch.float64)[..., None] * frequencies
-    return angles.cos().float(), angles.sin().float()
+    cos, sin = angles.cos().float(), angles.sin().float()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates the two halves of the last axis of `x` by the given angles."""
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+    """Rotates the two halves of the last axis of `x`, a and b, to `a cos - b sin` and `a sin + b cos`."""
+    swapped = x.roll(x.shape[-1] // 2, dims=-1)
+    return torch.addcmul(x * cos.to(x.dtype), swapped, sin.to(x.dtype))
 
 
 def make_norm(config: BackboneConfig) -> nn.Module:
@@ -74,14 +74,17 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width, config.width)
         head_width = config.width // config.heads
-        self.q_norm = nn.RMSNorm(head_width, eps=1e-6) if config.qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(head_width, eps=1e-6) if config.qk_norm else nn.Identity()
+        self.q_norm = nn.RMSNorm(head_width, eps=1e-6) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(head_width, eps=1e-6) if config.qk_norm else None
 
-    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`(B, T, width)` to queries, keys and values, each `(B, heads, T, head_width)`."""
+    def split(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """`(B, T, width)` to queries and keys, rotated, `(2, B, heads, T, head_width)`, and values without the 2."""
         b, t, _ = x.shape
-        q, k, v = self.qkv(x).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        return self.q_norm(q), self.k_norm(k), v
+        parts = self.qkv(x).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        pairs = parts[:2]
+        if self.q_norm is not None and self.k_norm is not None:
+            pairs = torch.stack((self.q_norm(parts[0]), self.k_norm(parts[1])))
+        return rotate(pairs, cos, sin), parts[2]
 
     def merge(self, y: Tensor) -> Tensor:
         """`(B, heads, T, head_width)` to `(B, T, width)`, projected."""
@@ -105,23 +108,21 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
         """Whole sequences `(B, T, width)`; `mask` is what `window_mask` made for their length."""
-        q, k, v = self.attention.split(self.norm1(x))
-        x = x + self.attention.merge(window_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, self.context, mask))
+        (q, k), v = self.attention.split(self.norm1(x), cos, sin)
+        x = x + self.attention.merge(window_attention(q, k, v, self.context, mask))
         return x + self.mlp(self.norm2(x))
 
     def step(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, keys: Tensor, values: Tensor, slots: Tensor
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, pairs: Tensor, rows: Tensor, slots: Tensor
     ) -> Tensor:
         """One frame of each world `(B, 1, width)`.
 
-        Writes this layer's `keys` and `values` `(B, heads, context, head_width)` at `slots` `(B,)`.
+        Writes this layer's keys and values, `pairs` `(2, B, heads, context, head_width)`, at `slots` `(B,)`.
         """
-        q, k, v = self.attention.split(self.norm1(x))
-        rows = torch.arange(len(slots), device=x.device)
-        keys[rows, :, slots] = rotate(k, cos, sin)[:, :, 0].to(keys.dtype)
-        values[rows, :, slots] = v[:, :, 0].to(values.dtype)
-        y = attend(rotate(q, cos, sin), keys.to(q.dtype), values.to(q.dtype), mask)
-        x = x + self.attention.merge(y)
+        (q, k), v = self.attention.split(self.norm1(x), cos, sin)
+        pairs[:, rows, :, slots] = torch.stack((k[:, :, 0], v[:, :, 0]), dim=1).to(pairs.dtype)
+        keys, values = pairs.to(q.dtype)
+        x = x + self.attention.merge(attend(q, keys, values, mask))
         return x + self.mlp(self.norm2(x))
 
 
@@ -167,12 +168,15 @@ class Transformer(nn.Module):
         slots = steps % self.config.context
         cos, sin = rotary(steps, self.config.width // self.config.heads, self.config.rope_base)
         cos, sin = cos[:, None, None], sin[:, None, None]
-        ring = torch.arange(self.config.context, device=x.device)
-        mask = (ring[None] <= steps[:, None])[:, None, None]  # once the ring is full every slot is in the window
+        # Once for all layers: 0 or minus infinity, what attention would make of true and false in each.
+        ahead = (cache.ring[None] > steps[:, None])[:, None, None]
+        mask = torch.zeros(ahead.shape, device=x.device).masked_fill_(
+            ahead, -math.inf
+        )  # once the ring is full every slot is in the window
         x = x[:, None]
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
-            x = layer.step(x, cos, sin, mask, cache.keys[i], cache.values[i], slots)
+            x = layer.step(x, cos, sin, mask, cache.pairs[i], cache.rows, slots)
         cache.steps += 1
         out: Tensor = self.norm(x[:, 0])
         return out

@@ -216,7 +216,7 @@ class Sampler:
     def _choose(self, view: _View, uniform: NDArray[np.float32], cache: KVCache) -> tuple[Classes, NDArray[np.float32]]:
         """Classes `(B, heads)` and their joint log-probabilities `(B,)`; the noise `(B, heads)` is in [0, 1)."""
         frames, vectors, noise = (
-            torch.from_numpy(array).to(cache.keys.device) for array in (view.frames, view.vectors, uniform)
+            torch.from_numpy(array).to(cache.pairs.device) for array in (view.frames, view.vectors, uniform)
         )
         actions, log_probs = self.agent.choose(frames, cache, vectors, noise, self.temperature, self.top_p)
         return actions.to(torch.uint8).cpu().numpy(), log_probs.cpu().numpy()

@@ -97,7 +97,7 @@ def test_fewer_bits_choose_almost_alike(precision, allowed):
     small = agent.prepare(precision)
     frames = torch.from_numpy(seen(12, 4))
     caches = agent.new_cache(4), small.new_cache(4)
-    assert caches[1].keys.dtype == torch.bfloat16
+    assert caches[1].pairs.dtype == torch.bfloat16
     far = []
     for step in frames:
         p, q = (a.step(step, c).exp() for a, c in zip((agent, small), caches, strict=True))

@@ -59,6 +59,15 @@ def test_the_whole_sequence_forward_is_attention_written_as_loops(steps):
     torch.testing.assert_close(transformer(x), brute_force(transformer, x), atol=1e-5, rtol=1e-5)
 
 
+def test_rotation_is_multiplication_by_a_unit_complex_number():
+    x, positions = torch.randn(2, 5, 8, dtype=torch.float64), torch.tensor([0.0, 1.0, 7.0, 100.0, 1e5])
+    cos, sin = (part.double() for part in rotary(positions, 8, 100.0))
+    a, b = rotate(x, cos, sin).chunk(2, dim=-1)
+    angles = positions[:, None] * 100.0 ** (-torch.arange(4, dtype=torch.float64) / 4)
+    expected = torch.complex(*x.chunk(2, dim=-1)) * torch.polar(torch.ones_like(angles), angles)
+    torch.testing.assert_close(torch.complex(a, b), expected, atol=1e-6, rtol=1e-6)
+
+
 KINDS: dict[str, dict[str, Any]] = {
     "layernorm": {},
     "rmsnorm and qk-norm": {"norm": "rmsnorm", "qk_norm": True},
