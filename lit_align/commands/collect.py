@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from typing import Any
+from typing import Any, Literal
 
 from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
 
@@ -31,6 +31,9 @@ def run(
     seed: int = 0,
     purpose: str | None = None,
     temperature: float = 1.0,
+    top_p: float = 1.0,
+    precision: Literal["fp32", "bf16", "int8"] = "fp32",
+    compile: bool = False,
     worlds: int = 16,
     workers: int | None = None,
     threads: int | None = None,
@@ -51,6 +54,9 @@ def run(
         purpose: Range of seeds to play: play, demonstrations, rollouts, train, validation or evaluation; by default
             `rollouts` for an agent, `play` for players.
         temperature: Sampling temperature of an agent.
+        top_p: An agent draws from the smallest set of classes that holds this much probability; 1 leaves every class.
+        precision: Arithmetic of an agent: `fp32`; `bf16`; `int8`: 8-bit weights.
+        compile: Compile an agent's step with `torch.compile`, which takes up to a minute.
         worlds: Worlds that an agent plays in one batch.
         workers: Processes for scripted players; None takes one for each core.
         threads: Torch threads for an agent; None leaves torch's own number.
@@ -70,12 +76,16 @@ def run(
     play = Play(env, dict(env_args or {}), purpose, seed, episodes if only is None else None)
     provenance: dict[str, Any] = {"version": __version__, "purpose": purpose, "seed": seed, "only": only}
     if agent:
+        from lit_align.models.agent import Agent
+
         if threads:
             import torch
 
             torch.set_num_threads(threads)
         provenance |= {"agent": os.path.basename(os.path.dirname(os.path.abspath(agent))), "temperature": temperature}
-        recordings = agent_plays(agent, play, temperature, worlds)
+        provenance |= {"top_p": top_p, "precision": precision}
+        player = Agent.load(agent).prepare(precision, compile)
+        recordings = agent_plays(player, play, worlds, temperature, top_p)
     else:
         from lit_align.envs.jumppads.players import MIXTURE
 

@@ -55,6 +55,8 @@ class Match:
         worlds: Worlds played in one batch.
         blank: Whether the agent sees black frames (and vectors of zeros) only.
         videos: Episodes filmed for each outcome.
+        top_p: Classes are drawn from the smallest set that holds this much probability.
+        precision: The agent's arithmetic, told with the results.
     """
 
     env: str
@@ -65,6 +67,8 @@ class Match:
     worlds: int = 16
     blank: bool = False
     videos: int = 3
+    top_p: float = 1.0
+    precision: str = "fp32"
 
     def make_world(self, **extra: Any) -> gymnasium.Env[Any, Any]:
         """Make one world."""
@@ -133,7 +137,7 @@ def play(
     seeds = episode_seeds("evaluation", match.seed, match.episodes)
     worlds = min(match.worlds, match.episodes)
     try:
-        sampler = Sampler(agent, match.make_world, worlds, match.temperature, match.seed, player=name)
+        sampler = Sampler(agent, match.make_world, worlds, match.temperature, match.seed, name, top_p=match.top_p)
     except ValueError as error:
         raise UserError(f"agent '{name}' does not fit the environment {match.env}: {error}") from error
     picks, ended = Picks(match.videos if out else 0), []
@@ -163,10 +167,13 @@ def play(
         reasons=metric.reason_counts(),
         train_frames=info.get("train_frames"),
         train_seconds=info.get("train_seconds"),
-        parameters=sum(p.numel() for p in agent.parameters()),
+        # Weights of 8 bits are no parameters any more.
+        parameters=info.get("parameters") or sum(p.numel() for p in agent.parameters()),
         mean_steps=round(float(played.lengths.mean()), 2),
         worlds_failed=failures,
         env_steps=info.get("env_steps"),
         blank=match.blank,
+        top_p=match.top_p,
+        precision=match.precision,
         episode_seeds=[int(number) for number in played.seeds],
     )

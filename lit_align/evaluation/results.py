@@ -40,6 +40,8 @@ class AgentResult(TypedDict):
     episode_seeds: NotRequired[list[int]]
     mean_steps: NotRequired[float]
     blank: NotRequired[bool]
+    top_p: NotRequired[float]
+    precision: NotRequired[str]
     worlds_failed: NotRequired[int]
     env_steps: NotRequired[int | None]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from typing import Any, Protocol
 
@@ -44,9 +43,8 @@ class RolloutCallback(pl.Callback):
         """The sampler, made at first use and synced with the module's agent."""
         data = _data(trainer)
         if self._sampler is None:
-            self._sampler = Sampler(
-                copy.deepcopy(module.agent), data.make_world, data.worlds, module.temperature, data.seed
-            )
+            player = module.agent.prepare(compile=module.train_config.compile)
+            self._sampler = Sampler(player, data.make_world, data.worlds, module.temperature, data.seed)
         self._sampler.agent.load_state_dict(module.agent.state_dict())
         return self._sampler
 

@@ -10,8 +10,9 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import gymnasium
 import pyarrow as pa
 
 from lit_align.data.encoding import encode
@@ -19,6 +20,9 @@ from lit_align.data.trajectory import Trajectory
 from lit_align.envs.gym import make
 from lit_align.errors import WorldFailed
 from lit_align.seeds import episode_seeds
+
+if TYPE_CHECKING:
+    from lit_align.models.agent import Agent
 
 CHUNK = 4  # episodes that a worker plays at a time
 
@@ -75,15 +79,17 @@ class Recorded:
 Recordings = Generator[Recorded, None, None]
 
 
-def agent_plays(folder: str, play: Play, temperature: float, worlds: int) -> Recordings:
+def agent_plays(agent: Agent, play: Play, worlds: int, temperature: float = 1.0, top_p: float = 1.0) -> Recordings:
     """An agent's episodes, in the order in which they end."""
-    from lit_align.models.agent import Agent
     from lit_align.rollout.sampler import Sampler
 
-    agent = Agent.load(folder)
     worlds = min(worlds, play.episodes or worlds)
     name = str(agent.info.get("stage", "agent"))
-    with Sampler(agent, lambda: make(play.env, **play.env_args), worlds, temperature, play.seed, name) as sampler:
+
+    def make_world() -> gymnasium.Env[Any, Any]:
+        return make(play.env, **play.env_args)
+
+    with Sampler(agent, make_world, worlds, temperature, play.seed, name, top_p=top_p) as sampler:
         counted = 0
         for trajectory in sampler.play(play.deal()):
             yield Recorded.of(trajectory, sampler.failures - counted)

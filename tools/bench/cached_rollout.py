@@ -1,6 +1,6 @@
 """Acting with the KV cache against computing the whole past anew at every step, as Decision Transformers act.
 
-Eight worlds, four layers of width 128, a window as long as the episode, 64 and 256 steps, float32. `recompute` sees the
+Sixteen worlds, as many as the sampler plays by default, four layers of width 128, a window as long as the episode, 64 and 256 steps, float32. `recompute` sees the
 frames up to now and no padding, so it costs half of `recompute_padded`, which fills the window up as Decision
 Transformers do. `embeddings`: the transformer and its action heads alone, on ready-made embeddings. `frames`: 32x32
 pixels through the encoder too; `recompute` encodes every past frame again, `recompute_encoded_once` keeps the
@@ -26,7 +26,7 @@ from tools.bench._peers.serve import timed
 from tools.bench._race import from_timings, interleave
 
 BENCH = Bench("cached_rollout", "env steps/s", __doc__)
-WORLDS, WIDTH, LAYERS, HEADS, SIZE = 8, 128, 4, 4, 32
+WORLDS, WIDTH, LAYERS, HEADS, SIZE = 16, 128, 4, 4, 32
 AIMS = {64: 6.0, 256: 14.0}
 TOLERANCE = 1e-5
 
