@@ -79,12 +79,13 @@ class Attention(nn.Module):
 
     def split(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """`(B, T, width)` to queries and keys, rotated, `(2, B, heads, T, head_width)`, and values without the 2."""
-        b, t, _ = x.shape
-        parts = self.qkv(x).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        pairs = parts[:2]
+        b, t, width = x.shape
+        # Split before anything else: the gradient of a split is one concatenation.
+        both, values = self.qkv(x).split((2 * width, width), dim=-1)
+        pairs = both.view(b, t, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
         if self.q_norm is not None and self.k_norm is not None:
-            pairs = torch.stack((self.q_norm(parts[0]), self.k_norm(parts[1])))
-        return rotate(pairs, cos, sin), parts[2]
+            pairs = torch.stack((self.q_norm(pairs[0]), self.k_norm(pairs[1])))
+        return rotate(pairs, cos, sin), values.view(b, t, self.heads, -1).transpose(1, 2)
 
     def merge(self, y: Tensor) -> Tensor:
         """`(B, heads, T, head_width)` to `(B, T, width)`, projected."""

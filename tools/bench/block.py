@@ -1,7 +1,8 @@
 """Training throughput of our transformer against GPT-2's in Hugging Face Transformers and, where given, nanoGPT's.
 
-Embeddings in, a mean squared error out; forward, backward and one AdamW step, float32, no dropout, batch 12. Same
-shapes, same number of parameters, same batch, same optimizer. `--peer-src DIR` names a folder that holds nanoGPT's
+Embeddings in, a mean squared error out; forward, backward and one AdamW step, no dropout, batch 12; in float32, and
+under bfloat16 autocast as our stages train. Same shapes, same number of parameters, same batch, same optimizer, same
+precision for all. `--peer-src DIR` names a folder that holds nanoGPT's
 model.py; it is run as it is found.
 """
 
@@ -27,19 +28,23 @@ BATCH = 12
 AIM_TRANSFORMERS, AIM_NANOGPT = 1.2, 1.0
 
 
-def shapes(quick: bool) -> dict[str, tuple[BackboneConfig, int, int]]:
-    """Name of each case: our config, frames in a sequence, optimizer steps in a run."""
+def shapes(quick: bool) -> dict[str, tuple[BackboneConfig, int, int, bool]]:
+    """Name of each case: our config, frames in a sequence, optimizer steps in a run, whether under bfloat16."""
 
     def plain(like: BackboneConfig, frames: int) -> BackboneConfig:
         return BackboneConfig(width=like.width, layers=like.layers, heads=like.heads, context=frames)
 
     middle = BackboneConfig(width=256, layers=4, heads=8)
+    small = load_size("small")
     if quick:
-        return {"256 wide, T=64": (plain(middle, 64), 64, 2)}
+        return {"256 wide, T=64": (plain(middle, 64), 64, 2, False)}
     return {
-        "256 wide, T=64": (plain(middle, 64), 64, 16),
-        "256 wide, T=256": (plain(middle, 256), 256, 4),
-        "small, T=64": (plain(load_size("small"), 64), 64, 6),
+        "256 wide, T=64": (plain(middle, 64), 64, 16, False),
+        "256 wide, T=64, bf16": (plain(middle, 64), 64, 16, True),
+        "256 wide, T=256": (plain(middle, 256), 256, 4, False),
+        "256 wide, T=256, bf16": (plain(middle, 256), 256, 4, True),
+        "small, T=64": (plain(small, 64), 64, 6, False),
+        "small, T=64, bf16": (plain(small, 64), 64, 6, True),
     }
 
 
@@ -50,7 +55,7 @@ def measure(options: argparse.Namespace) -> Result:
     if source is None:
         print("block: nanoGPT is skipped: --peer-src DIR names a folder with its model.py", file=sys.stderr)
     result = Result({})
-    for name, (config, frames, steps) in shapes(options.quick).items():
+    for name, (config, frames, steps, bf16) in shapes(options.quick).items():
         network = Transformer(config).train()
         settings: dict[str, Any] = {
             "shape": (BATCH, frames, config.width),
@@ -59,8 +64,9 @@ def measure(options: argparse.Namespace) -> Result:
             "steps": steps,
             "threads": options.threads,
             "seed": options.seed,
+            "bf16": bf16,
         }
-        train = Training(network, network.parameters(), settings["shape"], steps, options.seed)
+        train = Training(network, network.parameters(), settings["shape"], steps, options.seed, bf16)
         with ExitStack() as stack:
             peers = {
                 f"transformers_{kind}": stack.enter_context(Peer("gpt2", python, attention=kind, **settings))

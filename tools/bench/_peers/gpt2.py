@@ -32,6 +32,7 @@ train = Training(
     (batch, frames, width),
     wanted["steps"],
     wanted["seed"],
+    wanted["bf16"],
 )
 serve(
     train,

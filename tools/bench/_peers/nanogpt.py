@@ -39,7 +39,7 @@ def forward(x: torch.Tensor) -> torch.Tensor:
 
 
 serve(
-    Training(forward, body.parameters(), (batch, frames, width), wanted["steps"], wanted["seed"]),
+    Training(forward, body.parameters(), (batch, frames, width), wanted["steps"], wanted["seed"], wanted["bf16"]),
     versions={"torch": torch.__version__},
     parameters=sum(p.numel() for p in body.h.parameters()) + sum(p.numel() for p in body.ln_f.parameters()),
 )

@@ -18,6 +18,7 @@ class Training:
         shape: `(B, T, width)`.
         steps: Optimizer steps in one run.
         seed: Of the batch, the same for all racers.
+        bf16: Whether the forward pass runs under bfloat16 autocast.
     """
 
     def __init__(
@@ -27,16 +28,19 @@ class Training:
         shape: tuple[int, int, int],
         steps: int,
         seed: int,
+        bf16: bool = False,
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.x = torch.randn(shape, generator=generator)
         self.target = torch.randn(shape, generator=generator)
-        self.network, self.steps = network, steps
+        self.network, self.steps, self.bf16 = network, steps, bf16
         self.optimizer = torch.optim.AdamW(parameters, lr=1e-4)
 
     def __call__(self) -> None:
         """One run."""
         for _ in range(self.steps):
             self.optimizer.zero_grad()
-            F.mse_loss(self.network(self.x), self.target).backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+                loss = F.mse_loss(self.network(self.x).float(), self.target)
+            loss.backward()
             self.optimizer.step()
