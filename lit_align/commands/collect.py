@@ -55,7 +55,7 @@ def run(
             `rollouts` for an agent, `play` for players.
         temperature: Sampling temperature of an agent.
         top_p: An agent draws from the smallest set of classes that holds this much probability; 1 leaves every class.
-        precision: Arithmetic of an agent: `fp32`; `bf16`; `int8`: 8-bit weights.
+        precision: Precision of an agent's arithmetic: `fp32`; `bf16`; `int8`: 8-bit weights.
         compile: Compile an agent's step with `torch.compile`, which takes up to a minute.
         worlds: Worlds that an agent plays in one batch.
         workers: Processes for scripted players; None takes one for each core.

@@ -40,8 +40,8 @@ def run(
         seed: The run's seed; evaluation seeds are never those of training.
         temperature: Sampling temperature of the actions; 0 takes the likeliest.
         top_p: Draw from the smallest set of classes that holds this much probability; 1 leaves every class.
-        precision: Arithmetic of the agent: `fp32`; `bf16`; `int8`: 8-bit weights, the quickest where one world is
-            played on a CPU.
+        precision: Precision of the agent's arithmetic: `fp32`; `bf16`; `int8`: 8-bit weights, the quickest where one
+            world is played on a CPU.
         compile: Compile the agent's step with `torch.compile`, which takes up to a minute.
         worlds: Worlds played in one batch.
         json: File to write the numbers to.

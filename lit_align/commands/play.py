@@ -29,7 +29,7 @@ def run(
         seed: The run's seed; the same seed shows the same episodes.
         temperature: Sampling temperature of the actions; 0 takes the likeliest.
         top_p: Draw from the smallest set of classes that holds this much probability; 1 leaves every class.
-        precision: Arithmetic of the agent: `fp32`; `bf16`; `int8`: 8-bit weights.
+        precision: Precision of the agent's arithmetic: `fp32`; `bf16`; `int8`: 8-bit weights.
         env_args: Arguments that the world is made with; the island's frame size is the agent's by default.
     """
     if episodes < 1:

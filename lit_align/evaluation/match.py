@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,15 +102,17 @@ class Match:
             return film(self._rendered(played, codec), folder, self.fps(), codec)
         return film(played, folder, self.fps(), codec, self.larger())
 
-    def _rendered(self, trajectories: list[Trajectory], codec: ActionCodec) -> list[Trajectory]:
-        """Return the episodes with what the world renders in the place of their frames."""
+    def _rendered(self, trajectories: list[Trajectory], codec: ActionCodec) -> Iterator[Trajectory]:
+        """Yield the episodes with what the world renders in the place of their frames, one at a time."""
         try:
             with contextlib.closing(make(self.env, **{**self.env_args, "render_mode": "rgb_array"})) as world:
-                again = [(one, replay(one, world, codec)) for one in trajectories]
-        except (UserError, gymnasium.error.Error) as error:
-            _log.warning("no episode is filmed: the agent sees no pixels and %s does not render (%s)", self.env, error)
-            return []
-        return [dataclasses.replace(one, frames=frames) for one, frames in again if frames is not None]
+                for one in trajectories:
+                    frames = replay(one, world, codec)
+                    if frames is not None:
+                        yield dataclasses.replace(one, frames=frames)
+        # Whatever a renderer raises: the episodes are counted already, and a film is not worth their numbers.
+        except Exception as error:
+            _log.warning("not filmed: the agent sees no pixels and %s does not render (%s)", self.env, error)
 
 
 def play(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lit_align.errors import UserError
+from lit_align.models.lora import merge_lora
 from lit_align.models.quantize import quantize_linears
 from lit_align.models.transformer import KVCache
 
@@ -44,14 +45,17 @@ class Actor:
     @torch.inference_mode()
     def act(self, observation: Observation, temperature: float, top_p: float) -> Any:
         """See `Agent.act`."""
+        check_sampling(temperature, top_p)
         frames, vectors, single = split(self.agent, observation)
         if self.cache is None:
             self.agent.eval()
             self.cache, self.single = self.agent.new_cache(len(frames)), single
         if (len(frames), single) != (len(self.cache.steps), self.single):
-            raise UserError(
-                f"act was given {len(frames)} worlds after {len(self.cache.steps)}; call reset() before another number"
+            before, now = (
+                "one world" if one else f"a batch of {n}"
+                for n, one in ((len(self.cache.steps), self.single), (len(frames), single))
             )
+            raise UserError(f"act was given {now} after {before}; call reset() before another number of worlds")
         device = self.cache.pairs.device
         uniform = torch.rand(len(frames), len(self.agent.codec.heads), generator=self.noise)
         actions, _ = self.agent.choose(
@@ -59,6 +63,15 @@ class Actor:
         )
         decoded = [self.agent.codec.decode(row) for row in actions.cpu().numpy()]
         return decoded[0] if single else decoded
+
+
+def check_sampling(temperature: float, top_p: float) -> None:
+    """Raises ValueError unless actions can be drawn so."""
+    if not (temperature >= 0 and 0 < top_p <= 1):  # so written, NaN is refused too
+        raise UserError(
+            f"temperature is {temperature} and top_p {top_p}; expected a temperature of 0 or more and a top_p above 0 "
+            "and up to 1"
+        )
 
 
 def split(agent: Agent, observation: Observation) -> tuple[Tensor, Tensor, bool]:
@@ -75,27 +88,29 @@ def split(agent: Agent, observation: Observation) -> tuple[Tensor, Tensor, bool]
             f"the observation holds {sorted(parts)}; the agent sees {sorted(n for n, s in wanted.items() if s)}: give "
             'them as {"pixels": ..., "vector": ...}'
         )
-    tensors = {name: _tensor(part) for name, part in parts.items()}
     shapes = {"pixels": (config.image_size, config.image_size, 3), "vector": (config.vector_size,)}
-    dims = {tensors[name].ndim - len(shapes[name]) for name in tensors}
-    counts = {len(t) if t.ndim > len(shapes[name]) else 1 for name, t in tensors.items()}
-    for name, tensor in tensors.items():
-        right_type = tensor.dtype == torch.uint8 if name == "pixels" else tensor.is_floating_point()
-        if len(dims) > 1 or len(counts) > 1 or tensor.shape[tensor.ndim - len(shapes[name]) :] != shapes[name]:
-            raise UserError(
-                f"{name} is of shape {tuple(tensor.shape)}; the agent sees {shapes[name]}, or (worlds, "
-                f"{str(shapes[name])[1:]}"
-            )
-        if not right_type or dims - {0, 1}:
-            raise UserError(
-                f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}; expected "
-                f"{'uint8' if name == 'pixels' else 'floats'} of one world or of a batch of worlds"
-            )
-    count = counts.pop()
+    tensors = {name: _checked(name, _tensor(part), shapes[name]) for name, part in parts.items()}
+    lead = {tuple(tensor.shape[: tensor.ndim - len(shapes[name])]) for name, tensor in tensors.items()}
+    if len(lead) > 1:
+        raise UserError(f"pixels and vector are of different numbers of worlds: {sorted(lead)}")
+    worlds = lead.pop()
+    count = worlds[0] if worlds else 1
     frames = tensors.get("pixels", torch.zeros(count, 0, 0, 3, dtype=torch.uint8))
     vectors = tensors.get("vector", torch.zeros(count, 0))
-    shaped = frames.reshape(count, *frames.shape[-3:])
-    return shaped, vectors.reshape(count, vectors.shape[-1]).float(), dims == {0}
+    return frames.reshape(count, *frames.shape[-3:]), vectors.reshape(count, vectors.shape[-1]).float(), not worlds
+
+
+def _checked(name: str, part: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A part of an observation, of one world or of a batch of worlds."""
+    if part.shape[part.ndim - len(shape) :] != shape or part.ndim - len(shape) not in (0, 1):
+        raise UserError(
+            f"{name} is of shape {tuple(part.shape)}; the agent sees {shape}, of one world or of a batch of worlds"
+        )
+    if not (part.dtype == torch.uint8 if name == "pixels" else part.is_floating_point()):
+        raise UserError(f"{name} is {part.dtype}; expected {'uint8' if name == 'pixels' else 'floats'}")
+    if name == "vector" and not part.isfinite().all():
+        raise UserError("vector holds a value that is not finite")
+    return part
 
 
 def prepare(agent: Agent, precision: Precision = "fp32", compile: bool = False) -> Agent:
@@ -109,20 +124,22 @@ def prepare(agent: Agent, precision: Precision = "fp32", compile: bool = False) 
         compile: Compile a step with `torch.compile` (the first call of each number of worlds takes up to a minute).
 
     Raises:
-        ValueError: An unknown precision.
+        ValueError: An unknown precision, or int8 elsewhere than on a CPU.
     """
     if precision not in ("fp32", "bf16", "int8"):
         raise UserError(f"precision is {precision!r}; expected fp32, bf16 or int8")
+    device = next(agent.parameters()).device.type
+    if precision == "int8" and device != "cpu":
+        raise UserError(f"precision is int8 on {device}; 8-bit weights are for acting on a CPU: use bf16")
     made = copy.deepcopy(agent).eval().requires_grad_(False)
-    made._actor = None
+    made.backbone.__dict__.pop("step", None)  # one that was compiled belongs to the agent that was copied
     if precision != "fp32":
         made.backbone.to(torch.bfloat16)
     if precision == "int8":
+        merge_lora(made.backbone)
         quantize_linears(made.backbone.transformer)
     if compile:
-        # Static shapes: a CUDA graph can take it; on a CPU it merges what lies between the matrix products.
-        mode = "reduce-overhead" if next(agent.parameters()).device.type == "cuda" else "default"
-        made.backbone.step = torch.compile(made.backbone.step, mode=mode, dynamic=False)  # type: ignore[method-assign]
+        made.backbone.step = torch.compile(made.backbone.step, dynamic=False)  # type: ignore[method-assign]
     return made
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_align.errors import UserError
 from lit_align.models.acting import Actor, Observation, Precision, prepare
 from lit_align.models.backbone import Backbone
 from lit_align.models.config import BackboneConfig
@@ -37,16 +38,17 @@ class Agent(nn.Module):
         policy: PolicyConfig | None = None,
     ) -> None:
         super().__init__()
-        self.config = config
         self.codec = codec
         self.info: dict[str, Any] = dict(info or {})
         self.policy = policy or PolicyConfig()
+        self.policy.check()
         self.backbone = Backbone(config)
+        self.config = self.backbone.config
         self.head = make_heads(self.policy, config.width, codec.sizes)
         self._actor: Actor | None = None
 
     def log_probs_of(self, features: Tensor, actions: Tensor | None = None, temperature: float = 1.0) -> Tensor:
-        """Log-probabilities `(..., heads, widest)` of every class, float32.
+        """Log-probabilities `(..., heads, widest)` of every class given features `(..., width)`, float32.
 
         Classes that a head lacks have probability 0. Autoregressive heads are conditioned on `actions` `(..., heads)`.
         """
@@ -77,7 +79,18 @@ class Agent(nn.Module):
         actions: Tensor | None = None,
         temperature: float = 1.0,
     ) -> Tensor:
-        """The same for each world's next frame `(B, H, W, 3)`: `(B, heads, widest)`; moves the cache on."""
+        """The same for each world's next frame; moves the cache on.
+
+        Args:
+            frames: `(B, H, W, 3)`, uint8.
+            cache: What the worlds saw before.
+            vectors: `(B, V)`, float32; None where V is 0.
+            actions: Classes `(B, heads)` on which autoregressive heads are conditioned.
+            temperature: Divides the logits.
+
+        Returns:
+            `(B, heads, widest)`, float32.
+        """
         return self.log_probs_of(self.backbone.step(frames, cache, vectors), actions, temperature)
 
     def choose(
@@ -101,7 +114,7 @@ class Agent(nn.Module):
 
         Returns:
             Classes `(B, heads)`, int64, and their joint log-probability `(B,)`, float32, under what they were drawn
-            from.
+            from; of a greedy choice, at temperature 1.
         """
         return self.head.sample(self.backbone.step(frames, cache, vectors), uniform, temperature, top_p)
 
@@ -112,7 +125,8 @@ class Agent(nn.Module):
     def act(self, observation: Observation, temperature: float = 1.0, top_p: float = 1.0) -> Any:
         """What to do now, in one world or in many: the past is kept between calls.
 
-        The first call decides how many worlds there are; `reset` begins new episodes.
+        The first call decides how many worlds there are, and puts the agent in evaluation mode; `reset` begins new
+        episodes.
 
         Args:
             observation: A frame `(H, W, 3)`, or frames of B worlds `(B, H, W, 3)`, uint8, NumPy or torch. An agent that
@@ -124,7 +138,8 @@ class Agent(nn.Module):
             An action of the action space, or a list of B of them.
 
         Raises:
-            ValueError: The observation is not of the agent's sizes and types, or of another number of worlds.
+            ValueError: The observation is not of the agent's sizes and types, or of another number of worlds, or
+                temperature or top_p are out of range.
         """
         if self._actor is None:
             self._actor = Actor(self)
@@ -145,8 +160,19 @@ class Agent(nn.Module):
         """A copy of this agent for acting only: in fewer bits, compiled. See `lit_align.models.acting.prepare`."""
         return prepare(self, precision, compile)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of the agent does not remember what this one saw."""
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {**state, "_actor": None}
+
     def save(self, folder: str | Path) -> None:
-        """Writes `config.json` and `model.safetensors`; the folder appears whole or not at all."""
+        """Writes `config.json` and `model.safetensors`; the folder appears whole or not at all.
+
+        Raises:
+            ValueError: The agent was prepared for acting in 8 bits, which cannot be trained on or loaded again.
+        """
+        if any(tensor.dtype == torch.int8 for tensor in self.buffers()):
+            raise UserError("an agent in int8 is for acting only; save the one that it was prepared from")
         content = {
             "kind": self.kind,
             "backbone": self.config.to_dict(),
@@ -198,7 +224,7 @@ def entropy(log_probs: Tensor) -> Tensor:
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p || q) `(...)` in nats of heads `(..., heads, widest)`: the sum over heads, exact if they are independent.
 
-    For autoregressive heads, conditioned on an action that p chose, it is an unbiased estimate of the joint one (chain
-    rule).
+    For autoregressive heads it is conditioned on an action. If p chose the action, it is an unbiased estimate of the
+    joint one (chain rule).
     """
     return (log_p.exp() * (log_p - log_q)).sum((-1, -2))

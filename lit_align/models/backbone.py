@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -20,8 +22,8 @@ class Backbone(nn.Module):
         config: The architecture.
 
     Attributes:
-        checkpointing: Keep no activations of encoders and layers for the backward pass, compute them again: less
-            memory for about a third more time (Chen et al. 2016, arXiv 1604.06174).
+        checkpointing: Keep the inputs of the vision encoder and of each layer only for the backward pass, and compute
+            the rest again: less memory for about a third more time (Chen et al. 2016, arXiv 1604.06174).
 
     Raises:
         ValueError: The config has fields that do not fit.
@@ -30,7 +32,8 @@ class Backbone(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         config.check()
-        self.config = config
+        # Its own: an encoder may fill in what it fetched, and the caller's must not change.
+        self.config = config = replace(config)
         self.checkpointing = False
         self.vision = make_encoder(config) if config.image_size else None
         self.vector = VectorEncoder(config) if config.vector_size else None

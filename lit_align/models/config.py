@@ -22,10 +22,10 @@ class BackboneConfig:
         encoder: How frames become embeddings. `convnext`: strided convolutions and ConvNeXt blocks, as the paper's lab
             released; `impala`: the residual network of game agents; `patch`: matrix products alone, the quickest on a
             CPU; `pretrained`: a vision model of Hugging Face Transformers (`pip install lit-align[vision]`).
-        channels: Channels of the encoder's first layer at a quarter of the image's resolution (at all of it with
-            `impala`); they double at every halving of the image.
-        blocks: ConvNeXt blocks before each halving; residual blocks of each `impala` stack. 0 leaves plain
-            convolutions.
+        channels: Channels of the encoder at a quarter of the image's resolution, doubled at every halving; `impala` has
+            `channels`, 2 and 2 times as many in its three stacks.
+        blocks: ConvNeXt blocks before each halving; residual blocks of each `impala` stack; `patch` has none. 0 leaves
+            plain convolutions.
         pretrained: Hub id or folder of the vision model of `encoder: pretrained`.
         pretrained_config: The vision model's own configuration; filled in when the agent is made.
         width: Width of the transformer, d.

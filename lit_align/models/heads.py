@@ -43,18 +43,26 @@ class PolicyConfig:
         Raises:
             ValueError: An unknown key or a value that does not fit.
         """
-        config = cls(**data) if isinstance(data, dict) and set(data) <= {"heads", "width"} else None
-        if config is None or config.heads not in ("independent", "autoregressive"):
-            raise UserError(
-                f"the policy's config is {data!r}; expected heads (independent or autoregressive) and width"
-            )
-        if not isinstance(config.width, int) or config.width < 1:
-            raise UserError(f"the policy's width is {config.width!r}; expected a whole number, 1 or more")
+        if not isinstance(data, dict) or not set(data) <= {"heads", "width"}:
+            raise UserError(f"the policy's config is {data!r}; expected the keys heads and width")
+        config = cls(**data)
+        config.check()
         return config
+
+    def check(self) -> None:
+        """Raises ValueError if a field does not fit."""
+        if self.heads not in ("independent", "autoregressive"):
+            raise UserError(f"policy.heads is {self.heads!r}; expected independent or autoregressive")
+        if not isinstance(self.width, int) or isinstance(self.width, bool) or self.width < 1:
+            raise UserError(f"policy.width is {self.width!r}; expected a whole number, 1 or more")
 
 
 class Heads(nn.Module):
-    """What both kinds of heads share: how logits are laid out and how classes are drawn."""
+    """What both kinds of heads share: how logits are laid out.
+
+    Args:
+        sizes: Number of classes of each head.
+    """
 
     def __init__(self, sizes: tuple[int, ...]) -> None:
         super().__init__()
@@ -76,7 +84,12 @@ class Heads(nn.Module):
 
 
 class IndependentHeads(Heads):
-    """A linear layer: `pi(a | o) = prod_h pi_h(a_h | o)`."""
+    """A linear layer: `pi(a | o) = prod_h pi_h(a_h | o)`.
+
+    Args:
+        width: Of the features.
+        sizes: Number of classes of each head.
+    """
 
     exact_kl = True
 
@@ -91,8 +104,7 @@ class IndependentHeads(Heads):
 
         In float32 at the least: probabilities that differ little must not be rounded to the same number.
         """
-        wide = torch.promote_types(self.weight.dtype, torch.float32)
-        return F.linear(features.to(wide), self.weight.to(wide), self.bias.to(wide))
+        return F.linear(wide(features), wide(self.weight), wide(self.bias))
 
     def log_probs(self, features: Tensor, actions: Tensor | None, temperature: float) -> Tensor:
         """Log-probabilities `(..., heads, widest)` given features `(..., width)`; `actions` are not looked at."""
@@ -109,6 +121,11 @@ class AutoregressiveHeads(Heads):
 
     The hidden layer of head h is the features plus an embedding of every class chosen before it, as in NADE (Larochelle
     and Murray 2011), so that training on a whole recorded action is one pass.
+
+    Args:
+        width: Of the features.
+        sizes: Number of classes of each head.
+        hidden: Units of the hidden layer.
     """
 
     exact_kl = False
@@ -124,6 +141,9 @@ class AutoregressiveHeads(Heads):
         self.register_buffer("first", torch.tensor([0, *sizes[:-1]]).cumsum(0), persistent=False)
         self.first: Tensor
 
+    def _inward(self, features: Tensor) -> Tensor:
+        return F.linear(wide(features), wide(self.inward.weight), wide(self.inward.bias))
+
     def log_probs(self, features: Tensor, actions: Tensor | None, temperature: float) -> Tensor:
         """Log-probabilities `(..., heads, widest)` of each head given the classes of the heads before it.
 
@@ -137,33 +157,39 @@ class AutoregressiveHeads(Heads):
         """
         if actions is None:
             raise UserError("autoregressive heads depend on the action: give the actions that were taken")
-        inward = self.inward(features.to(self.bias.dtype)).float()
-        chosen = self.chosen[actions.long() + self.first]
+        inward = self._inward(features)
+        chosen = wide(self.chosen)[actions.long() + self.first]
         before = F.pad(chosen, (0, 0, 1, 0))[..., :-1, :].cumsum(-2)
         hidden = F.gelu(inward[..., None, :] + before, approximate="tanh")
         # Row h of the hidden layer against the output rows of head h alone, gathered through the layout.
-        outward = F.pad(self.outward, (0, 0, 0, 1))[self.layout]
-        bias = F.pad(self.bias, (0, 1), value=_PAD)[self.layout]
-        logits = torch.einsum("...hk,hck->...hc", hidden, outward.float()) + bias
+        outward = F.pad(wide(self.outward), (0, 0, 0, 1))[self.layout]
+        bias = F.pad(wide(self.bias), (0, 1), value=_PAD)[self.layout]
+        logits = torch.einsum("...hk,hck->...hc", hidden, outward) + bias
         return torch.log_softmax(torch.where(self.layout == len(self.bias), _PAD, logits / temperature), dim=-1)
 
     def sample(self, features: Tensor, uniform: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
         """Classes `(B, heads)`, int64, drawn head after head, and their joint log-probability `(B,)`; see `draw`."""
-        inward = self.inward(features.to(self.bias.dtype)).float()
+        inward = self._inward(features)
+        outward, bias, chosen = wide(self.outward), wide(self.bias), wide(self.chosen)
         actions: list[Tensor] = []
         total = uniform.new_zeros(len(uniform))
         start = 0
         for h, size in enumerate(self.sizes):
             part = slice(start, start + size)
             hidden = F.gelu(inward, approximate="tanh")
-            logits = F.linear(hidden, self.outward[part].float(), self.bias[part].float())
+            logits = F.linear(hidden, outward[part], bias[part])
             log_probs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
             action, log_prob = draw(log_probs[:, None], uniform[:, h : h + 1], temperature, top_p)
             actions.append(action)
             total = total + log_prob[:, 0]
-            inward = inward + self.chosen[action[:, 0] + start]
+            inward = inward + chosen[action[:, 0] + start]
             start += size
         return torch.cat(actions, dim=1), total
+
+
+def wide(x: Tensor) -> Tensor:
+    """In float32 at the least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def make_heads(config: PolicyConfig, width: int, sizes: tuple[int, ...]) -> IndependentHeads | AutoregressiveHeads:

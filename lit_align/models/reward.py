@@ -39,11 +39,11 @@ class RewardModel(nn.Module):
                 f"a reward model with {heads} heads and readout {readout!r}; "
                 f"expected 1 head or more and one of {get_args(Readout)}"
             )
-        self.config = config
         self.heads = heads
         self.readout: Readout = readout
         self.info: dict[str, Any] = dict(info or {})
         self.backbone = Backbone(config)
+        self.config = self.backbone.config
         self.head = nn.Linear(config.width, heads)
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)

@@ -23,6 +23,8 @@ class KVCache:
         pairs: `(layers, 2, B, heads, context, head_width)`, keys and values; slot `t % context` holds frame `t`, its
             key rotated to its absolute position.
         steps: Frames seen by each world since its reset `(B,)`, int64.
+        rows: The worlds' numbers `(B,)`.
+        ring: The slots' numbers `(context,)`.
     """
 
     def __init__(self, config: BackboneConfig, worlds: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -78,14 +80,18 @@ class Attention(nn.Module):
         self.k_norm = nn.RMSNorm(head_width, eps=1e-6) if config.qk_norm else None
 
     def split(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """`(B, T, width)` to queries and keys, rotated, `(2, B, heads, T, head_width)`, and values without the 2."""
+        """`(B, T, width)` to queries and keys, rotated, `(2, B, heads, T, head_width)`, and values without the 2.
+
+        `cos` and `sin` broadcast to `(B, T, 2, heads, head_width)`.
+        """
         b, t, width = x.shape
         # Split before anything else: the gradient of a split is one concatenation.
         both, values = self.qkv(x).split((2 * width, width), dim=-1)
-        pairs = both.view(b, t, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        pairs = both.view(b, t, 2, self.heads, -1)
         if self.q_norm is not None and self.k_norm is not None:
-            pairs = torch.stack((self.q_norm(pairs[0]), self.k_norm(pairs[1])))
-        return rotate(pairs, cos, sin), values.view(b, t, self.heads, -1).transpose(1, 2)
+            pairs = torch.stack((self.q_norm(pairs[:, :, 0]), self.k_norm(pairs[:, :, 1])), dim=2)
+        rotated = rotate(pairs, cos, sin).permute(2, 0, 3, 1, 4)
+        return rotated, values.view(b, t, self.heads, -1).transpose(1, 2)
 
     def merge(self, y: Tensor) -> Tensor:
         """`(B, heads, T, head_width)` to `(B, T, width)`, projected."""
@@ -154,7 +160,7 @@ class Transformer(nn.Module):
         """
         t = torch.arange(x.shape[1], device=x.device)
         mask = window_mask(x.shape[1], self.config.context, x.device)
-        cos, sin = rotary(t, self.config.width // self.config.heads, self.config.rope_base)
+        cos, sin = rotary(t[:, None, None], self.config.width // self.config.heads, self.config.rope_base)
         for layer in self.layers:
             if checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, x, cos, sin, mask, use_reentrant=False)
@@ -167,13 +173,12 @@ class Transformer(nn.Module):
         """Embeddings `(B, width)` of each world's next frame to outputs `(B, width)`; advances the cache in place."""
         steps = cache.steps
         slots = steps % self.config.context
-        cos, sin = rotary(steps, self.config.width // self.config.heads, self.config.rope_base)
-        cos, sin = cos[:, None, None], sin[:, None, None]
+        positions = steps[:, None, None, None]
+        cos, sin = rotary(positions, self.config.width // self.config.heads, self.config.rope_base)
         # Once for all layers: 0 or minus infinity, what attention would make of true and false in each.
         ahead = (cache.ring[None] > steps[:, None])[:, None, None]
-        mask = torch.zeros(ahead.shape, device=x.device).masked_fill_(
-            ahead, -math.inf
-        )  # once the ring is full every slot is in the window
+        # Once the ring is full every slot is in the window.
+        mask = torch.zeros(ahead.shape, device=x.device).masked_fill_(ahead, -math.inf)
         x = x[:, None]
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)

@@ -17,6 +17,7 @@ from lit_align.data.trajectory import Trajectory
 from lit_align.envs import WorldFailed
 from lit_align.envs.gym import Observations
 from lit_align.errors import MAX_ATTEMPTS, UserError
+from lit_align.models.acting import check_sampling
 from lit_align.models.agent import Agent
 from lit_align.models.transformer import KVCache
 from lit_align.spaces import ActionCodec, Classes
@@ -110,11 +111,9 @@ class Sampler:
         threads: int | None = None,
         top_p: float = 1.0,
     ) -> None:
-        if worlds < 1 or temperature < 0 or not 0 < top_p <= 1:
-            raise UserError(
-                f"{worlds} worlds at temperature {temperature} and top_p {top_p}; expected 1 world or more, a "
-                "temperature of 0 or more and a top_p above 0 and up to 1"
-            )
+        check_sampling(temperature, top_p)
+        if worlds < 1:
+            raise UserError(f"{worlds} worlds; expected 1 or more")
         self.agent = agent.eval()
         self.temperature, self.top_p, self.seed, self.player = temperature, top_p, seed, player
         self.failures = 0

@@ -5,7 +5,7 @@ episodes. One pass over one minibatch without clipping and KL is REINFORCE, the 
 algorithm (its baseline could not be read); more passes reuse the rollouts under
 PPO's ratio clipping (Schulman et al. 2017, arXiv 1707.06347). KL to the frozen reference is exact over independent
 action heads; over autoregressive ones it is the sum of each head's KL given the classes that were chosen before it, an
-unbiased estimate that is logged as `policy/kl_conditional`.
+estimate (unbiased while the policy is the one that played) that is logged as `policy/kl_conditional`.
 """
 
 from __future__ import annotations
@@ -126,7 +126,8 @@ class Align(Stage):
             if sees != (data.image_size, data.vector_size):
                 raise UserError(
                     f"the {what} sees {sees[0]} pixels and a vector of {sees[1]} numbers, {data.env} shows "
-                    f"{data.image_size} and {data.vector_size}; set --data.env_args size={sees[0]} or retrain"
+                    f"{data.image_size} and {data.vector_size}: make the world show that (the island takes "
+                    "--data.env_args '{size: N}') or retrain"
                 )
         self._parent = agent.info
         self.agent = self.ready(agent)
@@ -244,7 +245,7 @@ class Align(Stage):
         means = {name: self.mean_of(name) for name in self.means}
         values = {f"policy/{name}": metric.compute() for name, metric in means.items()}
         self._last_kl = float(values["policy/kl"])
-        if not self.model.head.exact_kl:
+        if not (self.model.head.exact_kl and self._frozen["reference"].head.exact_kl):
             values["policy/kl_conditional"] = values.pop("policy/kl")  # an estimate, and called one
         for metric in means.values():
             metric.reset()

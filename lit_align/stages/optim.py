@@ -27,8 +27,8 @@ class OptimizerConfig:
 
     Attributes:
         lr: Peak learning rate.
-        weight_decay: On the weights of linear maps and convolutions: parameters of two dimensions or more that are
-            named `weight`, embeddings aside. Biases, norms, embeddings and all other parameters (adapters, too) have
+        weight_decay: On parameters of two dimensions or more that are named `weight`: those of linear layers and
+            convolutions, not those of embeddings. Biases, norms, adapters and the tables of autoregressive heads have
             none.
         beta1: Decay of AdamW's first moment.
         beta2: Decay of AdamW's second moment.
@@ -59,6 +59,13 @@ class OptimizerConfig:
     def check(self) -> None:
         """Raises UserError with every field that does not fit, each with what is expected."""
         errors = []
+        if not (self.lr > 0 and self.weight_decay >= 0 and self.warmup_steps >= 0):
+            errors.append(
+                f"optimizer.lr is {self.lr}, weight_decay {self.weight_decay} and warmup_steps {self.warmup_steps}; "
+                "expected more than 0, and 0 or more of the others"
+            )
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+            errors.append(f"optimizer.beta1 is {self.beta1} and beta2 {self.beta2}; expected 0 or more and below 1")
         if not 0 < self.decay_fraction <= 1:
             errors.append(f"optimizer.decay_fraction is {self.decay_fraction}; expected more than 0 and at most 1")
         if self.ema is not None and not 0 < self.ema < 1:

@@ -50,7 +50,9 @@ class Pretrain(Stage):
         self.backbone = backbone or BackboneConfig()
         self.policy = policy or PolicyConfig()
         self.backbone.check()
+        self.policy.check()
         self.head_weights = dict(head_weights or {})
+        self._weights: Tensor | None = None
         self.agent: Agent | None = None
         self.train_loss = MeanMetric()
         self.val_loss = MeanMetric()
@@ -147,7 +149,7 @@ def weights_of(named: dict[str, float], codec: ActionCodec) -> Tensor:
         ValueError: A name is of no head, or a weight is below 0.
     """
     weights = torch.ones(len(codec.heads))
-    for name, weight in named.items():
+    for name, weight in sorted(named.items(), key=lambda item: len(item[0])):  # a head's own name beats its group's
         meant = [h for h, head in enumerate(codec.heads) if head.name == name or head.name.startswith(f"{name}.")]
         if not meant or weight < 0:
             raise UserError(

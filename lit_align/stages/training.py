@@ -6,8 +6,6 @@ import copy
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from torch import nn
-
 from lit_align.errors import UserError
 from lit_align.models.agent import Agent
 from lit_align.models.backbone import Backbone
@@ -29,10 +27,10 @@ class TrainConfig:
         rank: Rank of the adapters of `lora`.
         alpha: Scale of the adapters over their rank.
         vision: Whether the vision encoder trains where `parameters` is `all`; false freezes it.
-        gradient_checkpointing: Keep no activations for the backward pass, compute them again: less memory, about a
-            third more time.
-        compile: Compile the network with `torch.compile`, for training and for playing: a GPU gains much, the first
-            steps take a minute or more.
+        gradient_checkpointing: Keep each layer's input only for the backward pass, and compute the rest again: less
+            memory, about a third more time.
+        compile: Compile the network with `torch.compile`, for training and for playing; meant for GPUs (on a CPU it
+            gained nothing). The first steps take a minute or more.
     """
 
     parameters: Literal["all", "heads", "last_layers", "lora"] = "all"
@@ -75,7 +73,7 @@ class TrainConfig:
         if self.parameters == "lora":
             add_lora(transformer.layers, self.rank, self.alpha)
         if self.compile:
-            network.compile()
+            network.compile(dynamic=True)
 
 
 def as_plain(network: Network) -> Network:
@@ -85,8 +83,3 @@ def as_plain(network: Network) -> Network:
     plain = copy.deepcopy(network)
     merge_lora(plain)
     return plain
-
-
-def trainable(module: nn.Module) -> int:
-    """How many parameters train."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)

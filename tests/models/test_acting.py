@@ -1,5 +1,7 @@
 """Acting frame by frame, and acting in fewer bits."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from lit_align.models.agent import Agent
 from lit_align.models.config import BackboneConfig
 from lit_align.models.quantize import Int8Linear
 from lit_align.spaces import ActionCodec
+from lit_align.stages.training import TrainConfig
 from tests.helpers import SIZE, TINY, tiny_agent
 
 
@@ -71,7 +74,7 @@ def test_a_vector_alone_and_beside_pixels():
     [
         (seen()[..., :2], r"pixels is of shape \(32, 32, 2\); the agent sees \(32, 32, 3\)"),
         (seen()[:16], r"of shape \(16, 32, 3\)"),
-        (seen() / 255, "pixels is torch.float64 .* expected uint8"),
+        (seen() / 255, "pixels is torch.float64; expected uint8"),
         (seen(1, 1), "of one world or of a batch"),
         (np.moveaxis(seen(), -1, 0), r"of shape \(3, 32, 32\)"),
     ],
@@ -84,10 +87,16 @@ def test_what_it_does_not_see_is_named(given, said):
 def test_another_number_of_worlds_without_a_reset_is_refused():
     agent = tiny_agent()
     agent.act(seen(2))
-    with pytest.raises(UserError, match="given 3 worlds after 2"):
+    with pytest.raises(UserError, match="given a batch of 3 after a batch of 2"):
         agent.act(seen(3))
-    with pytest.raises(UserError, match="given 1 worlds after 2"):
+    with pytest.raises(UserError, match="given one world after a batch of 2"):
         agent.act(seen())
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(-1.0, 1.0), (1.0, 0.0), (1.0, 1.1), (float("nan"), 1.0)])
+def test_actions_that_cannot_be_drawn_so_are_refused(temperature, top_p):
+    with pytest.raises(UserError, match="expected a temperature of 0 or more"):
+        tiny_agent().act(seen(), temperature, top_p)
 
 
 @torch.no_grad()
@@ -122,6 +131,54 @@ def test_an_int8_layer_rounds_to_half_a_step_of_each_row():
     assert float((small(x).float() - expected).abs().max() / scale) < 0.02
 
 
-def test_an_unknown_precision_is_refused():
+@torch.no_grad()
+def test_a_copy_for_acting_can_be_made_of_any_agent():
+    agent = tiny_agent()
+    agent.act(seen(2))
+    copied = agent.prepare()
+    assert copied._actor is None
+    compiled = agent.prepare(compile=True)
+    agent.head.bias.data += 1
+    again = compiled.prepare("bf16")  # from the weights of the one that was compiled, by steps of its own
+    assert "step" not in vars(again.backbone)
+    adapted = tiny_agent()
+    TrainConfig("lora", rank=2).apply(adapted)
+    for name, parameter in adapted.named_parameters():
+        if "lora_b" in name:
+            parameter.data.normal_(std=0.5)
+    frames, plain = torch.from_numpy(seen(4)), tiny_agent().prepare("int8")
+    told = [a.step(frames, a.new_cache(4)).exp() for a in (adapted, adapted.prepare("int8"), plain)]
+    near, far = ((told[0] - other).abs().sum(-1).mean() for other in told[1:])
+    assert near < 0.3 * far, "8 bits lost the adapters"
+
+
+def test_what_cannot_be_prepared_or_saved_is_refused(tmp_path):
     with pytest.raises(UserError, match="expected fp32, bf16 or int8"):
         tiny_agent().prepare("int4")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="int8 is for acting only"):
+        tiny_agent().prepare("int8").save(tmp_path / "agent")
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_compiled_step_is_the_step():
+    agent = tiny_agent()
+    compiled = agent.prepare(compile=True)
+    caches = agent.new_cache(2), compiled.new_cache(2)
+    for frames in torch.from_numpy(seen(8, 2)):
+        torch.testing.assert_close(
+            compiled.step(frames, caches[1]), agent.step(frames, caches[0]), atol=1e-5, rtol=1e-5
+        )
+
+
+def test_a_folder_of_before_there_were_encoders_and_policies_is_read(tmp_path):
+    agent = tiny_agent()
+    agent.save(tmp_path / "agent")
+    path = tmp_path / "agent" / "config.json"
+    content = json.loads(path.read_text())
+    del content["policy"]
+    for name in ("vector_size", "encoder", "pretrained", "pretrained_config"):
+        del content["backbone"][name]
+    path.write_text(json.dumps(content))
+    frames = torch.from_numpy(seen(1, 5))
+    assert torch.equal(Agent.load(tmp_path / "agent")(frames), agent(frames))

@@ -1,5 +1,6 @@
 """Vision encoders: against convolutions of their own, in an agent's folder, and what happens without Transformers."""
 
+import json
 import sys
 from typing import Any
 
@@ -139,8 +140,65 @@ def test_pixels_are_scaled_as_the_checkpoint_was_trained(vision_models):
     assert encoder.pixels == 28
 
 
+def test_the_model_plays_as_it_trains_and_takes_no_orders_from_a_folder(vision_models, tmp_path, monkeypatch):
+    agent = agent_on(vision_models / "dino").train()
+    assert not agent.backbone.vision.model.training
+    assert agent.backbone.vision.project.training
+    frozen = [name for name, p in agent.named_parameters() if not p.requires_grad]
+    assert all(name.endswith("mask_token") for name in frozen)
+    agent.save(tmp_path / "agent")
+    path = tmp_path / "agent" / "config.json"
+    content = json.loads(path.read_text())
+    hostile = {"auto_map": {"AutoModel": "evil/repo--code.Model"}, "attn_implementation": "kernels-community/evil"}
+    content["backbone"]["pretrained_config"]["model"] |= {**hostile, "dtype": "float16", "backbone": "evil/other"}
+    path.write_text(json.dumps(content))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run code"))
+    again = Agent.load(tmp_path / "agent")
+    assert all(p.dtype == torch.float32 for p in again.parameters())
+    content["backbone"]["pretrained_config"]["model"] = ["not", "a", "model"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="cannot be loaded"):
+        Agent.load(tmp_path / "agent")
+
+
+def test_two_agents_of_one_config_start_alike_and_half_precision_is_read(vision_models, tmp_path):
+    import transformers
+
+    half = transformers.AutoModel.from_pretrained(vision_models / "dino").to(torch.bfloat16)
+    half.save_pretrained(tmp_path / "half")
+    config = BackboneConfig(image_size=28, encoder="pretrained", pretrained=str(tmp_path / "half"), **SMALL)
+    one, two = (Agent(config, ActionCodec(gamepad_space())) for _ in range(2))
+    assert config.pretrained_config is None
+    assert one.config.pretrained_config is not None
+    first, second = (agent.backbone.get_submodule("vision.model").state_dict() for agent in (one, two))
+    for name, weight in first.items():
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight, second[name]), name
+    one(frames(2, 28)[None]).sum().backward()
+
+
+def test_a_pooling_layer_that_the_checkpoint_lacks_is_not_read(vision_models, tmp_path):
+    import transformers
+
+    shape: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 16,
+    }
+    whole = transformers.ViTModel(transformers.ViTConfig(intermediate_size=32, **shape), add_pooling_layer=False)
+    whole.save_pretrained(tmp_path / "vit")
+    agent = agent_on(tmp_path / "vit", size=32)
+    assert not agent.backbone.vision.pooled
+    agent.save(tmp_path / "agent")
+    again = Agent.load(tmp_path / "agent").eval()
+    with torch.no_grad():
+        assert torch.equal(again(seen := frames(2, 32)[None]), agent(seen))
+
+
 def test_what_is_no_vision_backbone_is_named(vision_models):
-    with pytest.raises(UserError, match=r"words.*'bert' is no vision backbone"):
+    with pytest.raises(UserError, match="'bert' is no vision backbone"):
         agent_on(vision_models / "words")
     with pytest.raises(UserError, match="cannot be loaded"):
         agent_on(vision_models / "missing")

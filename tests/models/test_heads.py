@@ -90,9 +90,9 @@ def test_greedy_takes_the_likeliest_and_a_class_that_is_not_there_never_comes():
 
 
 def test_a_policy_that_cannot_be_is_refused():
-    with pytest.raises(UserError, match="independent or autoregressive"):
+    with pytest.raises(UserError, match="expected independent or autoregressive"):
         PolicyConfig.from_dict({"heads": "both"})
-    with pytest.raises(UserError, match="independent or autoregressive"):
+    with pytest.raises(UserError, match="expected the keys heads and width"):
         PolicyConfig.from_dict({"depth": 3})
     with pytest.raises(UserError, match="whole number"):
         PolicyConfig.from_dict({"width": 0})

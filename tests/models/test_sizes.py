@@ -10,7 +10,8 @@ from lit_align.models.agent import Agent
 from lit_align.models.config import BackboneConfig
 from lit_align.spaces import ActionCodec, gamepad_space
 
-SIZES = Path(__file__).parents[2] / "configs" / "sizes"
+ROOT = Path(__file__).parents[2]
+SIZES = ROOT / "configs" / "sizes"
 
 
 def build(name):
@@ -27,10 +28,11 @@ def count(module):
     ("name", "parameters", "tolerance"),
     [("tiny", 1.4e6, 0.05), ("small", 12e6, 0.05), ("paper", 103e6, 0.01), ("300m", 300e6, 0.05), ("1b", 1e9, 0.05)],
 )
-def test_a_size_is_what_its_name_says(name, parameters, tolerance):
+def test_a_size_is_what_its_name_and_the_docs_say(name, parameters, tolerance):
     agent = build(name)
     assert all(p.device.type == "meta" for p in agent.parameters())
     assert count(agent) == pytest.approx(parameters, rel=tolerance)
+    assert f"| `configs/sizes/{name}.yaml` | {count(agent):,} |" in (ROOT / "docs" / "network.md").read_text()
 
 
 def test_every_size_is_counted_here():
@@ -38,7 +40,7 @@ def test_every_size_is_counted_here():
 
 
 def test_the_papers_size_by_hand():
-    """The arithmetic of docs/sizes.md: layers, encoder, heads."""
+    """The arithmetic of docs/network.md: layers, encoder, heads."""
     agent = build("paper")
     d = 1024
     layer = (3 * d * d + 3 * d) + (d * d + d) + (4 * d * d + 4 * d) + (4 * d * d + d) + 2 * 2 * d

@@ -14,37 +14,69 @@ from lit_align.models.vision.frames import compute_dtype
 
 # What the processor of a checkpoint says of its pixels, and ImageNet's values where it says nothing.
 _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+# What a model's configuration may ask for beside its shape: code to fetch, other precisions, other checkpoints.
+_NOT_KEPT = (
+    "auto_map",
+    "attn_implementation",
+    "experts_implementation",
+    "quantization_config",
+    "use_pretrained_backbone",
+    "use_timm_backbone",
+    "backbone",
+    "dtype",
+    "torch_dtype",
+    "model_type",
+)
 
 
 class PretrainedEncoder(nn.Module):
     """A vision model of the Hub or of a folder, then a projection.
 
-    The model is fetched when an agent is first made. Its configuration and the mean, deviation and size of its pixels
-    are kept in the agent's own `config.json`, its weights in the agent's own `model.safetensors`, so that the agent
-    loads without the Hub. Nothing of it runs code of a repository (`trust_remote_code` is off), and its pixels are
-    resized and scaled here, without torchvision.
+    The model is fetched when an agent is first made, and again where that run is resumed from a checkpoint. Its
+    configuration and the mean, deviation and size of its pixels are kept in the agent's own `config.json`, its weights
+    in the agent's own `model.safetensors`, so that the agent loads without the Hub. Nothing of it runs code of a
+    repository, and its pixels are resized and scaled here, without torchvision.
+
+    It always runs in evaluation mode, with its weights training or not: dropped paths and the statistics of a batch
+    would make the policy that trains another one than the policy that plays.
     """
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         transformers = need_transformers()
-        if config.pretrained_config is None:
-            self.model, config.pretrained_config = _fetch(transformers, config)
-        else:
-            facts = {k: v for k, v in config.pretrained_config["model"].items() if k != "model_type"}
-            try:
-                made = transformers.AutoConfig.for_model(config.pretrained_config["model"]["model_type"], **facts)
-                self.model = transformers.AutoModel.from_config(made)
-            except (KeyError, ValueError, TypeError) as error:
-                raise UserError(f"pretrained_config describes no vision model that is known: {error}") from error
-        self.pixels: int = config.pretrained_config["size"]
-        mean, std = config.pretrained_config["mean"], config.pretrained_config["std"]
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+        pooled = True
+        try:
+            if config.pretrained_config is None:
+                self.model, config.pretrained_config = _fetch(transformers, config)
+            else:
+                self.model = _build(transformers, dict(config.pretrained_config["model"]))
+            facts = config.pretrained_config
+            width, pooled = _width(self.model.config), bool(facts.get("pooled", True))
+            self.pixels = int(facts["size"])
+            mean, std = torch.tensor(facts["mean"]), torch.tensor(facts["std"])
+        except UserError:
+            raise
+        except Exception as error:  # whatever Transformers makes of a folder or a configuration that is wrong
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"the vision backbone '{config.pretrained}' cannot be loaded: {said}; give a folder or a Hub id"
+            ) from error
+        self.pooled = pooled
+        self.register_buffer("mean", mean[:, None, None], persistent=False)
+        self.register_buffer("std", std[:, None, None], persistent=False)
         self.mean: Tensor
         self.std: Tensor
-        self.norm = nn.LayerNorm(_width(self.model.config))
-        self.project = nn.Linear(_width(self.model.config), config.width)
+        for name, parameter in self.model.named_parameters():
+            if name.endswith("mask_token"):  # of masked pre-training: no frame ever reaches it, and DDP would wait
+                parameter.requires_grad_(False)
+        self.norm = nn.LayerNorm(width)
+        self.project = nn.Linear(width, config.width)
+
+    def train(self, mode: bool = True) -> PretrainedEncoder:
+        """Changes the mode of the projection; the model stays in evaluation mode."""
+        super().train(mode)
+        self.model.eval()
+        return self
 
     def forward(self, frames: Tensor) -> Tensor:
         """Frames `(N, H, W, 3)`, uint8, to embeddings `(N, width)`."""
@@ -53,8 +85,17 @@ class PretrainedEncoder(nn.Module):
         if x.shape[-1] != self.pixels:
             x = F.interpolate(x, (self.pixels, self.pixels), mode="bicubic", antialias=True).clamp(0, 1)
         out = self.model(pixel_values=((x - self.mean) / self.std).to(dtype))
-        y: Tensor = self.project(self.norm(_pooled(out)))
+        y: Tensor = self.project(self.norm(self._one_vector(out)))
         return y
+
+    def _one_vector(self, out: Any) -> Tensor:
+        """A vector a frame `(N, C)`: the model's own pooling, else the mean over its patches or its grid."""
+        pooled = getattr(out, "pooler_output", None) if self.pooled else None
+        if pooled is not None:
+            flat: Tensor = pooled.flatten(1)
+            return flat
+        last: Tensor = out.last_hidden_state
+        return last.mean(1) if last.ndim == 3 else last.mean((2, 3))
 
 
 def need_transformers() -> Any:
@@ -70,32 +111,43 @@ def need_transformers() -> Any:
     return transformers
 
 
+def _build(transformers: Any, facts: dict[str, Any]) -> nn.Module:
+    """A model with random weights of a kept configuration, which comes from a file that anybody may have written."""
+    kind = str(facts.get("model_type"))
+    kept = {key: value for key, value in facts.items() if key not in _NOT_KEPT and not key.startswith("_")}
+    made = transformers.AutoConfig.for_model(kind, **kept)
+    _width(made)
+    model: nn.Module = transformers.AutoModel.from_config(made, trust_remote_code=False)
+    return model.float()
+
+
 def _fetch(transformers: Any, config: BackboneConfig) -> tuple[nn.Module, dict[str, Any]]:
     name = config.pretrained or ""  # `check` saw to it that there is one
-    try:
-        found = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-        # Before the weights are fetched: a language model has no pixels.
-        _width(found)
-        # On the meta device only the shape is wanted.
-        meta = torch.empty(0).device.type == "meta"
-        model = (
-            transformers.AutoModel.from_config(found)
-            if meta
-            else transformers.AutoModel.from_pretrained(name, config=found, use_safetensors=True)
-        )
-    except (OSError, ValueError) as error:
-        said = str(error).strip().splitlines()[0]
-        raise UserError(f"the vision backbone '{name}' cannot be loaded: {said}; give a folder or a Hub id") from error
+    found = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+    _width(found)  # before the weights are fetched: a language model has no pixels
+    facts: dict[str, Any] = {"model": {k: v for k, v in found.to_dict().items() if k not in _NOT_KEPT}}
+    facts["model"]["model_type"] = found.model_type
+    if torch.empty(0).device.type == "meta":  # only the shape is wanted
+        model, missing = _build(transformers, facts["model"]), set[str]()
+    else:
+        with torch.device("cpu"):  # elsewhere Transformers asks for Accelerate; the Trainer moves the network itself
+            model, told = transformers.AutoModel.from_pretrained(
+                name,
+                config=found,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+        missing = set(told["missing_keys"])
     pixels = _processor(name)
     size = pixels.get("crop_size") or pixels.get("size") or {}
     sides = [size] if isinstance(size, int) else [size[k] for k in ("height", "shortest_edge") if size.get(k)]
     sides.append(getattr(found, "image_size", None) or 224)
-    facts = {
-        "model": found.to_dict() | {"model_type": found.model_type},
-        "size": int(sides[0]),
-        "mean": list(pixels.get("image_mean") or _MEAN),
-        "std": list(pixels.get("image_std") or _STD),
-    }
+    facts["size"] = int(sides[0])
+    facts["mean"], facts["std"] = list(pixels.get("image_mean") or _MEAN), list(pixels.get("image_std") or _STD)
+    # A pooling layer that the checkpoint lacks is random: then the mean over patches is read.
+    facts["pooled"] = not any("pooler" in key for key in missing)
     return model, facts
 
 
@@ -116,14 +168,4 @@ def _width(config: Any) -> int:
     sizes = getattr(config, "hidden_sizes", None)
     if sizes and hasattr(config, "num_channels"):
         return int(sizes[-1])
-    raise ValueError(f"a model of type '{getattr(config, 'model_type', '?')}' is no vision backbone")
-
-
-def _pooled(out: Any) -> Tensor:
-    """One vector a frame `(N, C)`: the model's own pooling, else the mean over its patches or its grid."""
-    pooled = getattr(out, "pooler_output", None)
-    if pooled is not None:
-        flat: Tensor = pooled.flatten(1)
-        return flat
-    last: Tensor = out.last_hidden_state
-    return last.mean(1) if last.ndim == 3 else last.mean((2, 3))
+    raise UserError(f"a model of type '{getattr(config, 'model_type', '?')}' is no vision backbone")
