@@ -17,4 +17,5 @@ def to_planes(frames: Tensor, weight: Tensor) -> Tensor:
 
     A permuted (N, H, W, C) tensor is channels-last in memory already, the layout that convolutions like best.
     """
-    return frames.permute(0, 3, 1, 2).to(compute_dtype(frames, weight)) / 127.5 - 1.0
+    planes = frames.permute(0, 3, 1, 2).to(compute_dtype(frames, weight))
+    return torch.add(planes.new_tensor(-1.0), planes, alpha=1 / 127.5)  # one pass over the pixels
