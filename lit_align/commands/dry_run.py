@@ -7,6 +7,18 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_align.errors import UserError
+from lit_align.stages.fake import Imitation
+from lit_align.stages.memory import STEP, Memory, NotKnown, of_run
+from lit_align.stages.throughput import resident
+
+SMALLER_BATCHES = {
+    "batch_size": "a smaller --data.batch_size",
+    "pairs": "a smaller --data.pairs",
+    "minibatches": "a larger --data.minibatches",
+}
+"""The option of each data module that makes its batches smaller."""
+
 
 class DryRunDone(Exception):
     """Carries the summary out of the Trainer."""
@@ -22,21 +34,53 @@ class DryRunDone(Exception):
 
 
 class DryRun(Callback):
-    """Raises DryRunDone where training would begin: model, optimizer and loaders are the real ones by then."""
+    """Raises DryRunDone where training would begin: model, optimizer and loaders are the real ones by then.
+
+    Memory is told before the network is made; where it would not fit, that is the end.
+    """
+
+    def __init__(self) -> None:
+        self._memory: dict[str, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Finds out how much memory a training step takes."""
+        held = resident()
+        try:
+            imitation = Imitation(trainer, pl_module)
+            memory = of_run(imitation)
+            hint = flag(memory, imitation)
+        except UserError:
+            raise
+        except Exception as error:  # what cannot be told is no reason to refuse a run
+            reason = str(error) if isinstance(error, NotKnown) else f"{type(error).__name__}: {error}".splitlines()[0]
+            self._memory = {STEP: f"not known: {reason}"}
+            return
+        on_cpu, shards = imitation.device.type == "cpu", trainer.strategy.restore_checkpoint_after_setup
+        free, need = free_memory(imitation.device), memory.total * (trainer.num_devices if on_cpu else 1)
+        self._memory = {**memory.rows(), "less of it with": hint}
+        if on_cpu:
+            self._memory["of this process (MB)"] = round((held + memory.total) / 1e6, 1)
+        if shards:
+            self._memory["weights, gradients, optimizer state"] = f"shared out over {trainer.world_size} processes"
+        self._memory["free memory (MB)"] = round(free / 1e6, 1)
+        if not shards and not trainer.strategy.reduce_boolean_decision(need <= free):  # all processes end, or none
+            self._memory["it does not fit"] = "the network was not made, and what comes after was not checked"
+            raise DryRunDone(self._summary(trainer, imitation.stage))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Collects what there is to know."""
+        raise DryRunDone(self._summary(trainer, pl_module))
+
+    def _summary(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         summary: dict[str, Any] = {}
-        if hasattr(pl_module, "dry_run_summary"):
-            summary |= pl_module.dry_run_summary()
-        else:
-            summary |= parameters(pl_module)
+        summary |= module.dry_run_summary() if hasattr(module, "dry_run_summary") else parameters(module)
+        summary |= self._memory
         summary |= self._batch(trainer)
-        steps = int(trainer.num_training_batches) // trainer.accumulate_grad_batches
-        summary["optimizer steps in an epoch"] = steps
-        summary["optimizer steps in all"] = int(trainer.estimated_stepping_batches)
+        steps = int(trainer.estimated_stepping_batches)  # reads the loaders, if nothing has
+        summary["optimizer steps in an epoch"] = int(trainer.num_training_batches) // trainer.accumulate_grad_batches
+        summary["optimizer steps in all"] = steps
         summary["processes"] = trainer.world_size
-        raise DryRunDone(summary)
+        return summary
 
     def _batch(self, trainer: Trainer) -> dict[str, Any]:
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -47,19 +91,40 @@ class DryRun(Callback):
         batch = next(iter(data.train_dataloader()))
         items = batch.items() if isinstance(batch, dict) else enumerate(batch)
         tensors = {f"batch {key}": value for key, value in items if isinstance(value, torch.Tensor)}
-        shapes = {
+        return {
             key: f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}" for key, value in tensors.items()
         }
-        size = sum(value.numel() * value.element_size() for value in tensors.values())
-        return {**shapes, "one batch (MB)": round(size / 1e6, 1)}
 
 
 def parameters(module: torch.nn.Module) -> dict[str, Any]:
-    """Parameters, and the memory of weights, gradients and AdamW's two moments in float32 (activations not counted)."""
-    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in module.parameters())
+    """How many parameters there are, and how many train."""
     return {
-        "parameters": total,
-        "trainable parameters": trained,
-        "weights, gradients and optimizer (MB)": round((4 * total + 12 * trained) / 1e6, 1),
+        "parameters": sum(p.numel() for p in module.parameters()),
+        "trainable parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
     }
+
+
+def flag(memory: Memory, imitation: Imitation) -> str:
+    """An option that takes from the larger part of the memory, with what is left where that was tried."""
+    stage: Any = imitation.stage
+    train, data = getattr(stage, "train_config", None), imitation.trainer.datamodule  # type: ignore[attr-defined]
+    if memory.lasting > memory.activations + memory.batch:
+        return "--model.train.parameters lora" if train and stage.init_from else "a smaller --model.backbone.width"
+    if train and not train.gradient_checkpointing:
+        stage.model.backbone.checkpointing = True
+        total = of_run(imitation).total
+        if total < 0.9 * memory.total:
+            return f"--model.train.gradient_checkpointing true: {total / 1e6:.1f}"
+    return next((text for name, text in SMALLER_BATCHES.items() if hasattr(data, name)), "smaller batches")
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that are free on a device; on a CPU, of this machine; infinite where it cannot be told."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo") as file:
+            facts = dict(line.split(":") for line in file)
+        return float(facts["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return float("inf")

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from lit_align.errors import UserError
 from lit_align.models.agent import Agent
 from lit_align.models.config import BackboneConfig
 from lit_align.models.reward import RewardModel
+from lit_align.stages.flops import ModelFlops, count_flops, peak_flops
+from lit_align.stages.memory import give_back_sooner
 from lit_align.stages.optim import MovingAverage, OptimizerConfig
+from lit_align.stages.throughput import Throughput, forget_peak, peak_memory
 from lit_align.stages.training import TrainConfig, as_plain
 
 Network = TypeVar("Network", bound=Agent | RewardModel)
@@ -49,11 +52,11 @@ class Stage(pl.LightningModule):
         self.train_config = train or TrainConfig()
         self.train_config.check()
         self.optimizer.check()
-        self.frames_trained = 0
         self.seconds_trained = 0.0
         self._parent: dict[str, Any] | None = None
-        self._tick = time.perf_counter()
-        self._rate: tuple[int, float] = (0, 0.0)
+        self._frames_before, self._speed = 0, Throughput()
+        self._counted = False
+        self._line_at = 0
 
     @property
     @abstractmethod
@@ -97,35 +100,71 @@ class Stage(pl.LightningModule):
         """Raises ValueError if what the stage starts from does not fit the data module; called before data is read."""
 
     @property
+    def frames_trained(self) -> int:
+        """Frames trained on so far in this stage, those before a resume included, all processes together."""
+        return self._frames_before + self._speed.frames
+
+    @property
     def log_every(self) -> int:
         """Optimizer steps between two lines of metrics."""
         return int(self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
 
     def on_train_start(self) -> None:
-        """Starts the clock."""
-        self._tick = time.perf_counter()
+        """Finds out what the device can do, and starts the clock."""
+        trainer, device = self.trainer, self.trainer.strategy.root_device
+        self._frames_before, self._speed = self.frames_trained, Throughput()
+        self._speed.processes, self._speed.peak = trainer.world_size, peak_flops(device, str(trainer.precision))
+        self._counted, self._line_at = False, trainer.global_step
+        if self.train_config.gradient_checkpointing:
+            give_back_sooner(device)
+        forget_peak(device)
+        self._speed.start()
+
+    def on_fit_end(self) -> None:
+        """What runs next in this process asks for speed again."""
+        if self.train_config.gradient_checkpointing:
+            give_back_sooner(self.device, False)
+
+    def on_train_epoch_start(self) -> None:
+        """From here the loop waits for the loader; what callbacks did before, such as play, is no wait for it."""
+        self._speed.wait()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Counts frames: before the batch, since checkpoints are written before `on_train_batch_end`."""
-        self.frames_trained += int(batch["lengths"].sum()) * self.trainer.world_size
+        self._speed.begin(batch["lengths"])
+        if not self._counted:
+            self._counted = True
+            with self._speed.aside():
+                self._speed.flops = self._model_flops(batch)
+
+    def _model_flops(self, batch: Any) -> ModelFlops | None:
+        try:
+            return count_flops(self.trainer, self, batch)
+        except Exception as error:  # a speed that cannot be told is no reason to end a run
+            rank_zero_warn(f"train/tflops and train/mfu are left out: {type(error).__name__}: {error}")
+            return None
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Counts seconds; logs frames/s now and then."""
-        now = time.perf_counter()
-        frames = int(batch["lengths"].sum()) * self.trainer.world_size
-        self.seconds_trained += now - self._tick
-        self._rate = (self._rate[0] + frames, self._rate[1] + now - self._tick)
-        self._tick = now
-        if self.trainer.global_step % self.log_every == 0 and self._rate[1] > 0:
-            self.log_dict(
-                {"train/frames_per_s": self._rate[0] / self._rate[1], "frames": float(self.frames_trained)},
-                rank_zero_only=True,
-            )
-            self._rate = (0, 0.0)
+        """Counts seconds; logs the speed at the first optimizer step, then now and then."""
+        trainer, device = self.trainer, self.trainer.strategy.root_device
+        if device.type == "cuda" and trainer.world_size > 1:
+            # Lightning does so before it asks for the next batch (a flag goes round), which would pass for the loader.
+            torch.cuda.synchronize(device)
+        self.seconds_trained += self._speed.end()
+        step = trainer.global_step
+        if step == self._line_at or (step > 1 and step % self.log_every):
+            return
+        self._line_at = step
+        values = {**self._speed.line(), "train/memory_mb": peak_memory(device) / 1e6}
+        values |= {"frames": float(self.frames_trained), "epoch": trainer.current_epoch}
+        # Not by `self.log`: Lightning writes that on steps of its own count, which is not at 1 and moves by one after
+        # some resumes.
+        for logger in trainer.loggers if trainer.is_global_zero else ():
+            logger.log_metrics(values, step=step - 1)
 
     def on_validation_end(self) -> None:
         """Validation does not count as training time."""
-        self._tick = time.perf_counter()
+        self._speed.start()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the counters."""
@@ -139,7 +178,14 @@ class Stage(pl.LightningModule):
                 f"the checkpoint is of stage {kept.get('stage')!r}; expected {self.name!r}: "
                 "--resume takes a checkpoint of the same stage"
             )
-        self.frames_trained, self.seconds_trained = kept["frames"], kept["seconds"]
+        here, there = set(self.state_dict()), set(checkpoint["state_dict"])
+        if here != there:
+            raise UserError(
+                f"the checkpoint holds other weights than this network ({sorted(here ^ there)[0]} is in one of them "
+                "only): give the model.train and the architecture of the run, as its config.yaml has them"
+            )
+        self._frames_before, self.seconds_trained = kept["frames"], kept["seconds"]
+        self._speed = Throughput()
 
     def lineage(self, parent: dict[str, Any] | None) -> dict[str, Any]:
         """The facts that travel with what the stage leaves."""
@@ -163,14 +209,10 @@ class Stage(pl.LightningModule):
         """Writes what the stage leaves into `folder` (a run's folder): `agent/` or `reward_model/`."""
 
     def dry_run_summary(self) -> dict[str, Any]:
-        """What `--dry_run` shows, after `configure_model`."""
-        parameters = sum(p.numel() for p in self.model.parameters())
-        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        # Weights, gradients and two moments, float32; activations depend on the batch and are not counted here.
+        """What `--dry_run` shows of the network; memory it finds out by itself."""
         return {
-            "parameters": parameters,
-            "trainable parameters": trained,
-            "weights, gradients and optimizer (MB)": round((4 * parameters + 12 * trained) / 1e6, 1),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "trainable parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
         }
 
 
@@ -188,9 +230,10 @@ def check_observations(what: str, config: BackboneConfig, data: Any) -> None:
             f"set --model.backbone.vector_size {data.vector_size} for a new agent, or use other data"
         )
     if config.image_size != data.image_size:
+        mend = f"set --data.image_size {config.image_size} to resize it" if data.image_size else "use other data"
         raise UserError(
             f"the {what} sees {config.image_size} pixels, the data holds {data.image_size}; "
-            f"set --data.image_size {config.image_size} to resize it"
+            f"{mend if config.image_size else 'set --data.image_size 0 to leave them out'}"
         )
 
 

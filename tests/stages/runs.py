@@ -20,6 +20,8 @@ from tests.helpers import TINY, made_up, record, tiny_agent
 ROOT = Path(__file__).parents[2]
 CPU = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.log_every_n_steps=1"]
 BACKBONE = [f"--model.backbone.{name}={value}" for name, value in TINY.to_dict().items() if value is not None]
+CLOCKED = ("_per_s", "train/data_wait", "train/tflops", "train/mfu", "train/memory_mb")
+"""Ends of the columns that no two runs share."""
 WORLD = "tests.helpers:LitAlign-test/Light-v0"
 
 
@@ -74,7 +76,7 @@ def rows(out: Path, column: str) -> list[dict[str, str]]:
         return []
     with (out / "metrics.csv").open(newline="") as file:
         kept = [row for row in csv.DictReader(file) if row.get(column)]
-    return [{name: value for name, value in row.items() if not str(name).endswith("_per_s")} for row in kept]
+    return [{name: value for name, value in row.items() if not str(name).endswith(CLOCKED)} for row in kept]
 
 
 def assert_same_weights(one: Path, other: Path) -> None:
