@@ -112,7 +112,9 @@ def test_every_shipped_configuration_parses(file: Path) -> None:
             check_verb(one.argv)
         return
     if file.parent.name == "sizes":  # laid over a pre-training file
-        check_verb(["pretrain", "fit", "--config=configs/jumppads/pretrain.yaml", f"--config={file}", *NEEDS["pretrain"]])
+        check_verb(
+            ["pretrain", "fit", "--config=configs/jumppads/pretrain.yaml", f"--config={file}", *NEEDS["pretrain"]]
+        )
         return
     verb = "finetune" if file.stem == "rest" else file.stem.split("_")[0].split("-")[0]
     extra = ["--data.select.scores=x"] if file.stem == "rest" else []
@@ -214,6 +216,14 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
     run_example(code.replace("LitAlign/Jumppads-v0", "LitAlign-test/Light-v0"), tmp_path, monkeypatch)
     assert len(capsys.readouterr().out.splitlines()) == 8
+
+
+def test_the_example_of_acting_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = example(PAGES[0], "agent.act")
+    run_example(code.replace("LitAlign/Jumppads-v0", "LitAlign-test/Light-v0"), tmp_path, monkeypatch)
+    assert capsys.readouterr().out in ("left\n", "right\n")
 
 
 @pytest.mark.slow
