@@ -35,16 +35,14 @@ def shapes(quick: bool) -> dict[str, tuple[BackboneConfig, int, int, bool]]:
         return BackboneConfig(width=like.width, layers=like.layers, heads=like.heads, context=frames)
 
     middle = BackboneConfig(width=256, layers=4, heads=8)
-    small = load_size("small")
     if quick:
         return {"256 wide, T=64": (plain(middle, 64), 64, 2, False)}
     return {
-        "256 wide, T=64": (plain(middle, 64), 64, 16, False),
-        "256 wide, T=64, bf16": (plain(middle, 64), 64, 16, True),
-        "256 wide, T=256": (plain(middle, 256), 256, 4, False),
-        "256 wide, T=256, bf16": (plain(middle, 256), 256, 4, True),
-        "small, T=64": (plain(small, 64), 64, 6, False),
-        "small, T=64, bf16": (plain(small, 64), 64, 6, True),
+        "256 wide, T=64": (plain(middle, 64), 64, 8, False),
+        "256 wide, T=64, bf16": (plain(middle, 64), 64, 8, True),
+        "256 wide, T=256": (plain(middle, 256), 256, 2, False),
+        "256 wide, T=256, bf16": (plain(middle, 256), 256, 2, True),
+        "small, T=64": (plain(load_size("small"), 64), 64, 4, False),
     }
 
 
