@@ -2,10 +2,10 @@
 
 Sixteen worlds, as many as the sampler plays by default, four layers of width 128, a window as long as the episode, 64
 and 256 steps, float32. `recompute` sees the frames up to now and no padding, so it costs half of `recompute_padded`,
-which fills the window up as Decision Transformers do. `embeddings`: the transformer and its action heads alone, on
-ready-made embeddings. `frames`: 32x32 pixels through the encoder too (64 steps); `recompute` encodes every past frame again,
-`recompute_encoded_once` keeps the embeddings and recomputes the transformer. All sides must agree on the
-log-probabilities at every step to 1e-5; the largest gap is in the JSON.
+which fills the window up as Decision Transformers do (at 64 steps only: at 256 it takes minutes). `embeddings`: the
+transformer and its action heads alone, on ready-made embeddings. `frames`: 32x32 pixels through the encoder too, 64
+steps; `recompute` encodes every past frame again, `recompute_encoded_once` keeps the embeddings and recomputes the
+transformer. All sides must agree on the log-probabilities at every step to 1e-5; the largest gap is in the JSON.
 """
 
 from __future__ import annotations
