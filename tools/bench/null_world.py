@@ -2,8 +2,7 @@
 
 A 64x64 world of ready-made pictures, sixteen of them in one process, eight discrete actions. Theirs:
 `PPO("CnnPolicy").collect_rollouts` over a DummyVecEnv, with its own network (`NatureCNN`) and with a small one of one
-convolution. Ours: the Sampler with the encoder of `tiny` and a transformer of two layers, whose encoder is made so wide
-that a frame costs as many floating-point operations as theirs within 10 %. Both write down frames, actions and
+convolution. Ours: the Sampler with the `patch` encoder and a transformer of two layers, whose encoder is made so wide that a frame costs as many floating-point operations as theirs within 10 %. Both write down frames, actions and
 log-probabilities. `network alone` is the same race without world and bookkeeping, a cached step against the policy's
 forward, and `beside the network` what is left of a step when that is taken away.
 """
@@ -44,7 +43,9 @@ def flops(agent: Agent) -> float:
 
 def agent_like(cost: float, heads: int, codec: ActionCodec) -> Agent:
     """The agent of a given transformer whose step costs nearest to `cost` operations a frame."""
-    like = replace(load_size("tiny"), image_size=SIZE, layers=LAYERS, width=HEAD_WIDTH * heads, heads=heads)
+    like = replace(
+        load_size("tiny"), encoder="patch", image_size=SIZE, layers=LAYERS, width=HEAD_WIDTH * heads, heads=heads
+    )
     made = (Agent(replace(like, channels=channels), codec).eval() for channels in range(2, 65, 2))
     return min(made, key=lambda agent: abs(flops(agent) - cost))
 
