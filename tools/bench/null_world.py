@@ -2,7 +2,8 @@
 
 A 64x64 world of ready-made pictures, sixteen of them in one process, eight discrete actions. Theirs:
 `PPO("CnnPolicy").collect_rollouts` over a DummyVecEnv, with its own network (`NatureCNN`) and with a small one of one
-convolution. Ours: the Sampler with the `patch` encoder and a transformer of two layers, whose encoder is made so wide that a frame costs as many floating-point operations as theirs within 10 %. Both write down frames, actions and
+convolution. Ours: the Sampler with the `patch` encoder and a transformer of two layers, whose encoder is made so wide
+that a frame costs as many floating-point operations as theirs within 10 %. Both write down frames, actions and
 log-probabilities. `network alone` is the same race without world and bookkeeping, a cached step against the policy's
 forward, and `beside the network` what is left of a step when that is taken away.
 """
