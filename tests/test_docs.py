@@ -90,7 +90,7 @@ def test_verbs_options_and_targets_in_the_text_exist(page: Path) -> None:
 
 @cache
 def all_options() -> frozenset[str]:
-    names = {"help", "print_config", "check", "name", "command"}  # of every verb, and of tools.results_table
+    names = {"help", "print_config", "check", "name", "command", "quick", "peer-src"}  # of every verb, and of tools
     for verb in COMMANDS:
         module = __import__(f"lit_align.commands.{verb}", fromlist=["run"])
         names |= set(known_keys(function_parser(verb, module.run)))

@@ -1,4 +1,4 @@
-"""Fills the table of `docs/speed.md` from the results of the benchmarks in `docs/results/bench/`.
+"""Fills the tables of `docs/speed.md`: the benchmarks in `docs/results/bench/`, the play in `docs/results/precision/`.
 
 `python -m tools.bench_table` writes it, `--check` says whether it is up to date.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PAGE, RESULTS = ROOT / "docs" / "speed.md", ROOT / "docs" / "results" / "bench"
-BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
+PLAYED = ROOT / "docs" / "results" / "precision"
 
 
 def number(value: float) -> str:
@@ -49,7 +49,7 @@ def table(results: list[dict[str, Any]]) -> str:
     parts = []
     for result in results:
         hardware = result["hardware"]
-        machine = f"{hardware['cores']} cores of {hardware['cpu']}, torch {result['versions']['torch']}"
+        machine = f"{hardware['cores']} core{'s' if hardware['cores'] > 1 else ''} of {hardware['cpu']}, torch {result['versions']['torch']}"
         threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
         parts += [
             f"**{result['name']}**, {machine}, {threads}, {result['runs']} turns, commit {result['commit'][:10]}, "
@@ -63,11 +63,23 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
-def filled(page: str, results: list[dict[str, Any]]) -> str:
-    """The page with its table."""
-    before, rest = page.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n\n{table(results)}\n{END}{after}"
+def play(results: dict[str, dict[str, Any]]) -> str:
+    """What evaluations of one agent in several precisions gave: `results.json` by precision."""
+    lines = ["| precision | left | middle | right | none | episodes | steps |", "|---|---:|---:|---:|---:|---:|---:|"]
+    for precision in sorted(results, key=["fp32", "bf16", "int8"].index):
+        (entry,) = results[precision]["agents"].values()
+        told = [entry["rates"][outcome] for outcome in ("left", "middle", "right", "none")]
+        cells = [f"**{100 * r['value']:.1f}** ({100 * r['low']:.0f}-{100 * r['high']:.0f})" for r in told]
+        lines.append(f"| {precision} | {' | '.join(cells)} | {entry['episodes']} | {entry['mean_steps']:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def between(page: str, name: str, content: str) -> str:
+    """The page with other content between its marks."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, rest = page.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}\n\n{content}\n{end}{after}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -77,7 +89,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     found = PAGE.read_text()
-    wanted = filled(found, results)
+    played = {path.stem: json.loads(path.read_text()) for path in PLAYED.glob("*.json")}
+    wanted = between(between(found, "bench", table(results)), "precision", play(played))
     if options.check:
         print("up to date" if found == wanted else f"{PAGE.name} is not what {RESULTS.name}/ says")
         return int(found != wanted)
