@@ -21,6 +21,11 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def count(n: int, what: str) -> str:
+    """`1 core`, `2 cores`."""
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
 def rows(result: dict[str, Any]) -> list[str]:
     """A line for each case and peer of one benchmark."""
     made = []
@@ -48,12 +53,11 @@ def table(results: list[dict[str, Any]]) -> str:
     """All benchmarks, each under its name, with what it ran on."""
     parts = []
     for result in results:
-        hardware = result["hardware"]
-        machine = f"{hardware['cores']} core{'s' if hardware['cores'] > 1 else ''} of {hardware['cpu']}, torch {result['versions']['torch']}"
-        threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
+        cores, threads = result["hardware"]["cores"], result["threads"]
+        on = f"{count(cores, 'core')} of {result['hardware']['cpu']}, torch {result['versions']['torch']}"
         parts += [
-            f"**{result['name']}**, {machine}, {threads}, {result['runs']} turns, commit {result['commit'][:10]}, "
-            f"{result['date']}: `{result['command']}`",
+            f"**{result['name']}**, {on}, {count(threads, 'thread')}, {result['runs']} turns, "
+            f"commit {result['commit'][:10]}, {result['date']}: `{result['command']}`",
             "",
             "| case | ours | peer | ratio | aim |",
             "|---|---:|---|---:|---|",
