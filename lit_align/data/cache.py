@@ -147,7 +147,11 @@ def padded(name: str, picks: Sequence[tuple[FrameCache, Rows]]) -> torch.Tensor:
         name: `frames`, `vectors` or `actions`.
         picks: A cache and the rows of it, for each of the B.
     """
-    parts = [getattr(cache, name)[rows] for cache, rows in picks]
+    return pad_right([getattr(cache, name)[rows] for cache, rows in picks])
+
+
+def pad_right(parts: Sequence[NDArray[Any]]) -> torch.Tensor:
+    """Arrays `(T_i, ...)` as one tensor `(B, T, ...)`, each padded on the right with zeros."""
     out = np.zeros((len(parts), max(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
     for row, part in enumerate(parts):
         out[row, : len(part)] = part

@@ -163,7 +163,7 @@ class AutoregressiveHeads(Heads):
         hidden = F.gelu(inward[..., None, :] + before, approximate="tanh")
         # Row h of the hidden layer against the output rows of head h alone, gathered through the layout.
         outward = F.pad(wide(self.outward), (0, 0, 0, 1))[self.layout]
-        bias = F.pad(wide(self.bias), (0, 1), value=_PAD)[self.layout]
+        bias = F.pad(wide(self.bias), (0, 1))[self.layout]
         logits = torch.einsum("...hk,hck->...hc", hidden, outward) + bias
         return torch.log_softmax(torch.where(self.layout == len(self.bias), _PAD, logits / temperature), dim=-1)
 

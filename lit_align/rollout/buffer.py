@@ -8,11 +8,10 @@ from typing import Any
 
 import gymnasium
 import lightning.pytorch as pl
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from lit_align.data.cache import pad_right
 from lit_align.data.loader import ResumableLoader, rng
 from lit_align.data.modules import Batch, world_of
 from lit_align.data.trajectory import Trajectory
@@ -158,20 +157,13 @@ def pad(trajectories: list[Trajectory], last: bool = False) -> tuple[Tensor, Ten
 
     `last` includes the frame after the last action.
     """
-    frames = _padded([t.frames if last else t.frames[:-1] for t in trajectories])
+    frames = pad_right([t.frames if last else t.frames[:-1] for t in trajectories])
     return frames, torch.tensor([len(t) + int(last) for t in trajectories])
 
 
 def pad_vectors(trajectories: list[Trajectory], last: bool = False) -> Tensor:
     """The vector observations beside the frames of `pad`: `(B, T, V)`, float32, padded on the right."""
-    return _padded([t.vectors if last else t.vectors[:-1] for t in trajectories])
-
-
-def _padded(arrays: list[NDArray[Any]]) -> Tensor:
-    out = np.zeros((len(arrays), max(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype)
-    for row, array in enumerate(arrays):
-        out[row, : len(array)] = array
-    return torch.from_numpy(out)
+    return pad_right([t.vectors if last else t.vectors[:-1] for t in trajectories])
 
 
 def collate(rollouts: list[Rollout]) -> Batch:
