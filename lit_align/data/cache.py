@@ -69,6 +69,10 @@ class FrameCache:
             part.open(self.path.with_suffix(name), "r") for name, part in self._parts.items()
         )
 
+    def beside(self, name: str) -> Path:
+        """A place beside the maps for what else is made of these trajectories; other ones have another."""
+        return self.path.with_name(f"{name}-{self._key}")
+
     def _place(self, folder: Path) -> Path:
         chosen = os.environ.get("LIT_ALIGN_CACHE")
         if chosen:
@@ -134,7 +138,10 @@ class _Part:
 
     def open(self, path: Path, mode: Literal["r", "w+"]) -> NDArray[Any]:
         """The memory map; what holds nothing has no file, for a map cannot be empty."""
-        return np.memmap(path, self.dtype, mode, shape=self.shape) if self.bytes else np.zeros(self.shape, self.dtype)
+        if not self.bytes:
+            return np.zeros(self.shape, self.dtype)
+        # As a plain array: a slice of a memmap costs several times as much, and batches are made of small slices.
+        return np.asarray(np.memmap(path, self.dtype, mode, shape=self.shape))
 
 
 Rows = slice | NDArray[np.int64]
@@ -152,7 +159,10 @@ def padded(name: str, picks: Sequence[tuple[FrameCache, Rows]]) -> torch.Tensor:
 
 def pad_right(parts: Sequence[NDArray[Any]]) -> torch.Tensor:
     """Arrays `(T_i, ...)` as one tensor `(B, T, ...)`, each padded on the right with zeros."""
-    out = np.zeros((len(parts), max(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
+    longest, rest = max(map(len, parts)), parts[0].shape[1:]
+    if min(map(len, parts)) == longest:  # one copy
+        return torch.from_numpy(np.concatenate(parts).reshape(len(parts), longest, *rest))
+    out = np.zeros((len(parts), longest, *rest), parts[0].dtype)
     for row, part in enumerate(parts):
         out[row, : len(part)] = part
     return torch.from_numpy(out)

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lit_align.errors import UserError
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+Batch = dict[str, Any]
+
+
+def world_of(module: pl.LightningDataModule) -> tuple[int, int]:
+    """This process's rank and the number of processes."""
+    trainer = module.trainer
+    return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
 
 
 class ResumableLoader:

@@ -1,12 +1,9 @@
-"""LightningDataModules: trajectories for imitation, preferences for the reward model."""
+"""The LightningDataModule of imitation: windows of recorded play. Pairs of trajectories are in `pairs.py`."""
 
 from __future__ import annotations
 
-import os
-from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import lightning.pytorch as pl
 import numpy as np
@@ -15,8 +12,8 @@ from numpy.typing import NDArray
 
 from lit_align.data.augment import Augment, augment
 from lit_align.data.cache import FrameCache, Rows, frame_size, padded
-from lit_align.data.loader import ResumableLoader, rng
-from lit_align.data.preferences import Preferences, read_preferences
+from lit_align.data.loader import Batch, ResumableLoader, rng, world_of
+from lit_align.data.pairs import PreferenceDataModule
 from lit_align.data.select import Select
 from lit_align.data.targets import Targets, acted
 from lit_align.data.trajectories import TrajectoryDataset, read_meta
@@ -24,13 +21,7 @@ from lit_align.data.windows import Window, batches_per_epoch, plan_epoch, tile
 from lit_align.errors import UserError
 from lit_align.spaces import ActionCodec
 
-Batch = dict[str, Any]
-
-
-def world_of(module: pl.LightningDataModule) -> tuple[int, int]:
-    """This process's rank and the number of processes."""
-    trainer = module.trainer
-    return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+__all__ = ["Batch", "PreferenceDataModule", "TrajectoryDataModule", "world_of"]
 
 
 class TrajectoryDataModule(pl.LightningDataModule):
@@ -221,134 +212,3 @@ def _spaces_of(folders: list[str], image_size: int | None) -> tuple[ActionCodec,
     if len(vectors) > 1:
         raise UserError(f"the folders hold vectors of {sorted(vectors)} numbers; they must be the same")
     return codecs[0], sizes.pop(), vectors.pop()
-
-
-class PreferenceDataModule(pl.LightningDataModule):
-    """Comparisons of trajectories. A batch holds each trajectory once and every labelled pair among them.
-
-    Args:
-        preferences: A folder of preferences.
-        trajectories: The trajectories that it compares; None takes the folder that the preferences name.
-        comparisons: Train on the first this many comparisons; None takes all.
-        pairs: Comparisons that a batch is drawn around, on each device.
-        image_size: Resize frames to this many pixels; 0 leaves pixels out where there are vectors, None keeps their
-            size.
-        seed: Decides the order.
-    """
-
-    def __init__(
-        self,
-        preferences: str,
-        trajectories: str | None = None,
-        comparisons: int | None = None,
-        pairs: int = 8,
-        image_size: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__()
-        meta, splits = read_preferences(preferences)
-        self.preferences = preferences
-        self.folder = trajectories or os.path.normpath(Path(preferences) / meta.trajectories)
-        data = read_meta(self.folder)
-        self.codec = ActionCodec.from_dict(data.actions)
-        self.image_size = frame_size(self.folder, data.image_size, data.vector_size, image_size)
-        self.vector_size = data.vector_size
-        self.wanted_size = image_size
-        self.rule = meta.rule
-        self.train_pairs = splits["train"]
-        if comparisons is not None:
-            if comparisons > len(self.train_pairs):
-                raise UserError(
-                    f"data.comparisons is {comparisons}, '{preferences}' holds {len(self.train_pairs)} for training"
-                )
-            self.train_pairs = self.train_pairs.head(comparisons)
-        self.test_pairs = splits.get("test", self.train_pairs.head(0))
-        self.pairs, self.seed = pairs, seed
-        if pairs < 1 or not len(self.train_pairs):
-            raise UserError(
-                f"data.pairs is {pairs} and there are {len(self.train_pairs)} comparisons to train on; "
-                "expected 1 or more of both"
-            )
-
-    def prepare_data(self) -> None:
-        """Decodes the frames once, on one process of each machine."""
-        FrameCache(self.folder, self.wanted_size)
-
-    def setup(self, stage: str | None = None) -> None:
-        """Opens the memory map and finds the episodes."""
-        self.cache = FrameCache(self.folder, self.wanted_size)
-        overlap = np.intersect1d(self._ids(self.train_pairs), self._ids(self.test_pairs))
-        if len(overlap):
-            raise UserError(
-                f"{len(overlap)} episodes of '{self.preferences}' are in training and in test comparisons "
-                f"(first: {overlap[0]}); split by episode"
-            )
-        self._neighbours: dict[int, list[int]] = defaultdict(list)
-        for i, episode in enumerate(self.train_pairs.chosen):
-            self._neighbours[int(episode)].append(i)
-
-    @staticmethod
-    def _ids(pairs: Preferences) -> NDArray[np.int64]:
-        return np.unique(np.concatenate([pairs.chosen, pairs.rejected]))
-
-    def frames_of(self, ids: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Whole trajectories by their ids: frames `(U, T, H, W, 3)` padded on the right, and how many count `(U,)`."""
-        picks = self._picks(ids)
-        return padded("frames", picks), torch.tensor([rows.stop - rows.start for _, rows in picks])
-
-    def vectors_of(self, ids: Sequence[int]) -> torch.Tensor:
-        """The vector observations beside `frames_of`: `(U, T, V)`, float32, padded on the right."""
-        return padded("vectors", self._picks(ids))
-
-    def _picks(self, ids: Sequence[int]) -> list[tuple[FrameCache, slice]]:
-        cache = self.cache
-        found = [cache.dataset.index_of(int(i)) for i in ids]
-        return [(cache, slice(cache.starts[i], cache.starts[i] + cache.lengths[i] + 1)) for i in found]
-
-    def _observations(self, ids: NDArray[np.int64]) -> Batch:
-        frames, lengths = self.frames_of(ids.tolist())
-        return {"frames": frames, "vectors": self.vectors_of(ids.tolist()), "lengths": lengths}
-
-    def _make(self, pairs: Preferences, picked: NDArray[np.int64]) -> Batch:
-        ids = self._ids(Preferences(pairs.chosen[picked], pairs.rejected[picked]))
-        return {
-            **self._observations(ids),
-            "chosen": torch.from_numpy(np.searchsorted(ids, pairs.chosen[picked])),
-            "rejected": torch.from_numpy(np.searchsorted(ids, pairs.rejected[picked])),
-            "tie": torch.from_numpy(pairs.tie[picked].copy()),
-            "margin": torch.from_numpy(pairs.margin[picked].astype(np.float32)),
-        }
-
-    def _with_neighbours(self, seeds: NDArray[np.int64]) -> NDArray[np.int64]:
-        """All labelled pairs among the trajectories of the seed pairs: they cost nothing more to encode."""
-        pairs = self.train_pairs
-        inside = set(pairs.chosen[seeds].tolist()) | set(pairs.rejected[seeds].tolist())
-        found = [i for e in inside for i in self._neighbours.get(e, ()) if int(pairs.rejected[i]) in inside]
-        return np.array(sorted(set(found)), np.int64)
-
-    def _plan(self, epoch: int) -> list[NDArray[np.int64]]:
-        rank, ranks = world_of(self)
-        order = rng(self.seed, epoch).permutation(len(self.train_pairs))
-        size = min(self.pairs, max(1, len(order) // ranks))
-        count = len(order) // (size * ranks) * ranks
-        return [self._with_neighbours(group) for group in order[: count * size].reshape(count, size)[rank::ranks]]
-
-    def train_dataloader(self) -> ResumableLoader:
-        """Comparisons in an order that is a function of (seed, epoch, rank)."""
-        return ResumableLoader(self._plan, lambda picked: self._make(self.train_pairs, picked), len(self._plan(0)))
-
-    def val_dataloader(self) -> ResumableLoader | list[Batch]:
-        """The test comparisons: each trajectory once, then all pairs (see `Reward.validation_step`)."""
-        rank, ranks = world_of(self)
-        ids = self._ids(self.test_pairs)
-        if not len(ids):
-            return []
-        groups = [ids[i : i + 2 * self.pairs] for i in range(0, len(ids), 2 * self.pairs)]
-        mine = groups[rank::ranks] or groups[:1]
-
-        def make(group: NDArray[np.int64]) -> Batch:
-            return {**self._observations(group), "ids": torch.from_numpy(group)}
-
-        return ResumableLoader(lambda _: mine, make, len(mine))
-
-    test_dataloader = val_dataloader

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -29,7 +30,8 @@ class Preferences:
         chosen: Global episode ids of the better ones `(pairs,)`.
         rejected: Of the worse ones `(pairs,)`.
         tie: Neither is better `(pairs,)`, bool; `chosen` and `rejected` are then in no order.
-        margin: How much better, in ranks of the rule; 0 for a tie `(pairs,)`.
+        margin: How much better by the rule itself, in its ranks or its score; 0 for a tie, and less than 0 where the
+            annotator said the opposite `(pairs,)`.
         annotator: Who judged.
     """
 
@@ -64,7 +66,8 @@ class PreferenceMeta:
         trajectories: Folder of the trajectories, relative to this one.
         rule: What decided, such as the ranking of outcomes.
         counts: Comparisons in each split.
-        provenance: Free JSON facts.
+        provenance: Free JSON facts; of synthetic ones `annotator`, and for each split `best_accuracy`, the share of
+            untied labels that the rule itself would get right, and `flips`, the untied labels that oppose it.
         schema: Version of this format.
     """
 
@@ -98,11 +101,11 @@ def write_preferences(
                 {
                     "chosen": pairs.chosen,
                     "rejected": pairs.rejected,
-                    "dataset": [name] * count,
-                    "label": np.where(pairs.tie, "tie", "chosen").tolist(),
+                    "dataset": pa.repeat(name, count),
+                    "label": pa.array(["chosen", "tie"]).take(pa.array(pairs.tie.astype(np.int8))),
                     "margin": pairs.margin.astype(np.float32),
-                    "annotator": [pairs.annotator] * count,
-                    "created_at": [created_at] * count,
+                    "annotator": pa.repeat(pairs.annotator, count),
+                    "created_at": pa.repeat(created_at, count),
                 }
             )
             pq.write_table(table, aside / "data" / f"{split}-00000.parquet")
@@ -132,7 +135,8 @@ def read_preferences(folder: str | Path) -> tuple[PreferenceMeta, dict[str, Pref
     for split, count in meta.counts.items():
         shard = Path(folder) / "data" / f"{split}-00000.parquet"
         try:
-            table = pq.read_table(shard)
+            # Millions of labels as small numbers, not as so many texts.
+            table = pq.read_table(shard, read_dictionary=["label", "annotator"])
         except (OSError, pa.ArrowInvalid) as error:
             raise UserError(
                 f"{shard} cannot be read ({str(error).splitlines()[0]}); it is missing or was cut short"
@@ -143,6 +147,7 @@ def read_preferences(folder: str | Path) -> tuple[PreferenceMeta, dict[str, Pref
                 f"{shard} holds {len(table)} comparisons (meta.json says {count}) and lacks the columns {lacking}"
             )
         who = table["annotator"][0].as_py() if count else ""
-        columns = [table[c].to_numpy(zero_copy_only=False) for c in ("chosen", "rejected", "label", "margin")]
-        splits[split] = Preferences(columns[0], columns[1], columns[2] == "tie", columns[3], who)
+        chosen, rejected, margin = (table[c].to_numpy() for c in ("chosen", "rejected", "margin"))
+        tie = pc.equal(table["label"], "tie").to_numpy()
+        splits[split] = Preferences(chosen, rejected, tie, margin, who)
     return meta, splits

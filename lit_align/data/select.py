@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lit_align.data.preferences import Preferences, read_preferences
 from lit_align.data.trajectories import TrajectoryDataset
 from lit_align.errors import UserError
 
@@ -20,7 +21,10 @@ class Select:
     Attributes:
         scores: A file that `lit-align score` left, for `top` and `at_least`.
         top: Keep this fraction of the episodes, the best scored (the paper's preference fine-tuning keeps 0.2).
-        at_least: Keep episodes with this score or more.
+        at_least: Keep episodes with this score or more; ReST raises it from round to round (Gulcehre et al. 2023, arXiv
+            2308.08998).
+        compared: A folder of preferences: keep the episodes of its training comparisons, so that those it is tested on
+            are trained on by nobody. `top` is a fraction of these then.
         outcomes: Keep episodes with one of these outcomes.
         max_steps: Keep episodes of at most this many env steps.
         limit: Keep at most this many episodes: the best scored, or the first where there are no scores.
@@ -29,6 +33,7 @@ class Select:
     scores: str | None = None
     top: float | None = None
     at_least: float | None = None
+    compared: str | None = None
     outcomes: list[str] | None = None
     max_steps: int | None = None
     limit: int | None = None
@@ -55,14 +60,17 @@ class Select:
             keep &= np.isin(episodes["outcome"].astype(str), self.outcomes)
         if self.max_steps is not None:
             keep &= episodes["length"] <= self.max_steps
-        kept = np.flatnonzero(keep)
+        if self.compared is not None:
+            compared = np.isin(episodes["id"], train_episodes(self.compared))
+            keep &= compared
+        kept, whole = np.flatnonzero(keep), len(dataset) if self.compared is None else int(compared.sum())
         if self.scores is not None:
             scores = read_scores(self.scores, dataset)
             if self.at_least is not None:
                 kept = kept[scores[kept] >= self.at_least]
             kept = kept[np.argsort(-scores[kept], kind="stable")]
             if self.top is not None:
-                kept = kept[: max(1, round(self.top * len(dataset)))]
+                kept = kept[: max(1, round(self.top * whole))]
         if self.limit is not None:
             kept = kept[: self.limit]
         if not len(kept):
@@ -71,6 +79,12 @@ class Select:
                 f"outcomes {dataset.meta.outcomes})"
             )
         return np.sort(kept)
+
+
+def train_episodes(preferences: str | Path) -> NDArray[np.int64]:
+    """Ids of the episodes in the training comparisons of a folder of preferences, ascending."""
+    pairs = read_preferences(preferences)[1].get("train", Preferences(np.zeros(0, np.int64), np.zeros(0, np.int64)))
+    return np.unique(np.concatenate([pairs.chosen, pairs.rejected]))
 
 
 def read_scores(path: str | Path, dataset: TrajectoryDataset) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -71,6 +72,22 @@ def read_config(folder: str | Path, kind: str | None = None) -> dict[str, Any]:
     if kind is not None and content.get("kind") != kind:
         raise UserError(f"{path} is of kind {content.get('kind')!r}; expected {kind!r}")
     return content
+
+
+def fingerprint(folder: str | Path) -> str:
+    """A digest of what decides a model's output: its architecture and weights, not the facts that travel with them.
+
+    Raises:
+        ValueError: See `read_config`; or the weights are missing.
+    """
+    content = {key: value for key, value in read_config(folder).items() if key != "info"}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    try:
+        with (Path(folder) / WEIGHTS).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    except FileNotFoundError as error:
+        raise UserError(f"no {WEIGHTS} in '{folder}'; a model's folder holds {CONFIG} and {WEIGHTS}") from error
+    return digest.hexdigest()
 
 
 def load_folder(

@@ -71,18 +71,36 @@ class RewardModel(nn.Module):
         Returns:
             One reward for each trajectory and head `(B, K)`, float32, not normalised.
         """
+        return self.read(self.scores(frames, vectors), lengths)
+
+    def scores(self, frames: Tensor, vectors: Tensor | None = None) -> Tensor:
+        """Raw scores of every frame `(B, T, K)`, float32; arguments as in `forward`."""
         features = self.backbone(frames, vectors)
         # In float32 in every precision: scores that differ little must not be rounded to the same number.
         with torch.autocast(features.device.type, enabled=False):
-            scores = F.linear(features.float(), self.head.weight.float(), self.head.bias.float())
-        return self.read(scores, lengths)
+            return F.linear(features.float(), self.head.weight.float(), self.head.bias.float())
 
     def read(self, scores: Tensor, lengths: Tensor) -> Tensor:
-        """Per-frame scores `(B, T, K)` to rewards `(B, K)` by the readout."""
+        """What is known of every frame `(B, T, K)`, such as scores, to one row a trajectory `(B, K)` by the readout."""
         if self.readout == "last":
             return scores[torch.arange(len(scores), device=scores.device), lengths - 1]
         kept = torch.arange(scores.shape[1], device=scores.device) < lengths[:, None]
         return (scores * kept[..., None]).sum(1)
+
+    @torch.no_grad()
+    def features(self, frames: Tensor, lengths: Tensor, vectors: Tensor | None = None) -> Tensor:
+        """All that the heads need of whole trajectories `(B, width)`, float32, without a gradient.
+
+        The trunk's features of the last frame, or their sum over frames, by the readout; arguments as in `forward`.
+        """
+        return self.read(self.backbone(frames, vectors).float(), lengths)
+
+    def rewards_of(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """What `forward` gives `(B, K)`, from `features` `(B, width)` of trajectories of so many frames `(B,)`."""
+        with torch.autocast(features.device.type, enabled=False):
+            rewards = F.linear(features, self.head.weight.float())
+            bias = self.head.bias.float()
+            return rewards + (bias * lengths[:, None] if self.readout == "sum" else bias)
 
     def normalise(self, rewards: Tensor) -> Tensor:
         """Raw rewards to mean 0 and standard deviation 1 on the starting agent's rollouts."""

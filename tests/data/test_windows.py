@@ -1,6 +1,7 @@
 """Which windows an epoch holds, and that a loader goes on where it was."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -9,8 +10,11 @@ from hypothesis import strategies as st
 
 from lit_align.data.loader import ResumableLoader
 from lit_align.data.modules import TrajectoryDataModule
+from lit_align.data.preferences import PreferenceMeta, Preferences, write_preferences
 from lit_align.data.select import Select
+from lit_align.data.trajectories import TrajectoryDataset
 from lit_align.data.windows import batches_per_epoch, plan_epoch
+from lit_align.errors import UserError
 from tests.helpers import made_up, record
 
 plans = st.tuples(
@@ -103,14 +107,10 @@ def test_validation_sees_every_step_of_the_held_out_episodes_once(tmp_path):
 
 
 def test_selection_keeps_what_it_says(tmp_path):
-    import json
-
     episodes = [made_up(i, 3 + i, outcome="left" if i % 2 else "none") for i in range(10)]
     folder = record(tmp_path / "play", episodes)
     scores = tmp_path / "scores.json"
     scores.write_text(json.dumps({"scores": {str(i): float(-i) for i in range(10)}}))
-    from lit_align.data.trajectories import TrajectoryDataset
-
     dataset = TrajectoryDataset(folder)
     assert Select(scores=str(scores), top=0.2).apply(dataset).tolist() == [0, 1]
     assert Select(outcomes=["left"], max_steps=8).apply(dataset).tolist() == [1, 3, 5]
@@ -122,6 +122,24 @@ def test_selection_keeps_what_it_says(tmp_path):
     scores.write_text(json.dumps({"scores": {"0": 1.0}}))
     with pytest.raises(ValueError, match="no score for 9 of the 10"):
         Select(scores=str(scores)).apply(dataset)
+
+
+def test_episodes_that_a_reward_model_is_tested_on_can_be_left_out(tmp_path):
+    dataset = TrajectoryDataset(record(tmp_path / "play", [made_up(10 + n, 4) for n in range(10)]))
+    pairs = {
+        "train": Preferences(np.array([11, 13, 15]), np.array([13, 17, 19])),
+        "test": Preferences(np.array([10, 12]), np.array([14, 12])),
+    }
+    write_preferences(tmp_path / "pairs", pairs, PreferenceMeta(str(tmp_path / "play")), "now")
+    scores = tmp_path / "scores.json"
+    scores.write_text(json.dumps({"scores": {str(10 + n): float(n) for n in range(10)}}))
+    compared = str(tmp_path / "pairs")
+    assert Select(compared=compared).apply(dataset).tolist() == [1, 3, 5, 7, 9]
+    # The best two fifths of those five; of all ten it would be four.
+    assert Select(compared=compared, scores=str(scores), top=0.4).apply(dataset).tolist() == [7, 9]
+    assert Select(scores=str(scores), top=0.4).apply(dataset).tolist() == [6, 7, 8, 9]
+    with pytest.raises(UserError, match="has no meta.json"):
+        Select(compared=str(tmp_path)).apply(dataset)
 
 
 def test_folders_that_do_not_go_together_are_named(tmp_path):

@@ -2,7 +2,9 @@
 
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +15,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lit_align.cli import main
-from lit_align.data.modules import PreferenceDataModule
+from lit_align.data.pairs import PreferenceDataModule
 from lit_align.data.preferences import PreferenceMeta, Preferences, write_preferences
+from lit_align.data.trajectories import TrajectoryDataset
 from lit_align.data.trajectory import Trajectory
+from lit_align.models.backbone import Backbone
 from lit_align.models.reward import RewardModel
 from lit_align.stages.reward import Reward
 from tests.helpers import SIZE, made_up, record, tiny_agent
-from tests.stages.runs import CPU
+from tests.stages.runs import CPU, Process, assert_same_weights, rows
 
 NOTHING = {"frames": torch.zeros(1), "vectors": torch.zeros(1), "lengths": torch.zeros(1)}  # not looked at
 
@@ -174,23 +178,185 @@ def test_rewards_are_normalised_on_the_compared_rollouts(brightness):
     assert values.std(ddof=1) == pytest.approx(1, abs=1e-4)
 
 
-def test_accuracy_counts_untied_pairs_only_and_an_equal_score_as_wrong(tmp_path):
-    play = record(tmp_path / "play", [made_up(i, 2) for i in range(8)])
-    table = {2: 1.0, 3: 0.5, 4: 0.5, 5: -1.0, 6: 2.0, 7: 2.0}
-    test = Preferences(
-        np.array([2, 3, 5, 6, 2]), np.array([3, 4, 2, 7, 5]), tie=np.array([False, False, False, True, False])
-    )
+def judged(tmp_path, test: Preferences, rewards: dict[int, list[float]], provenance: dict[str, Any] | None = None):
+    """A stage that has validated rewards that were written down, and what it logged."""
+    play = record(tmp_path / "play", [made_up(i, 2) for i in range(12)])
     splits = {"train": Preferences(np.array([0]), np.array([1])), "test": test}
-    write_preferences(tmp_path / "pairs", splits, PreferenceMeta(play), "today")
+    meta = PreferenceMeta(play, provenance=provenance or {})
+    write_preferences(tmp_path / "pairs", splits, meta, "today")
     data = PreferenceDataModule(str(tmp_path / "pairs"))
     stage, logged = a_stage(), {}
     stage.trainer = SimpleNamespace(sanity_checking=False, datamodule=data)  # type: ignore[assignment]
     stage.log_dict = lambda values, **_: logged.update(values)  # type: ignore[method-assign]
-    stage.seen_ids.update(torch.tensor([float(i) for i in table]))
-    stage.seen_rewards.update(torch.tensor(list(table.values())))
+    for part in (list(rewards)[::2], list(rewards)[1::2]):
+        stage.reward_model = Table([rewards[i] for i in part])  # type: ignore[assignment]
+        with torch.no_grad():
+            stage.validation_step({**NOTHING, "ids": torch.tensor(part)}, 0)
     stage.on_validation_epoch_end()
+    return stage, logged
+
+
+def test_accuracy_counts_untied_pairs_only_and_an_equal_score_as_wrong(tmp_path):
+    table = {2: [1.0], 3: [0.5], 4: [0.5], 5: [-1.0], 6: [2.0], 7: [2.0]}
+    test = Preferences(
+        np.array([2, 3, 5, 6, 2]), np.array([3, 4, 2, 7, 5]), tie=np.array([False, False, False, True, False])
+    )
+    stage, logged = judged(tmp_path, test, table)
     # Right: 2 over 3, 2 over 5. Wrong: 3 against its equal 4, 5 over 2. The tie of 6 and 7 counts for nothing.
     assert stage.accuracy == logged["val/accuracy"] == 0.5
     assert logged["val/pairs"] == 4
     gaps = [0.5, 0.0, -2.0, 2.0]
     assert float(logged["val/loss"]) == pytest.approx(np.mean([math.log1p(math.exp(-g)) for g in gaps]), rel=1e-5)
+    assert set(logged) == {"val/accuracy", "val/pairs", "val/loss", "val/ece", "val/accuracy_gap_1"}
+
+
+def test_accuracy_by_gap_calibration_and_what_the_labels_allow(tmp_path):
+    rng = np.random.default_rng(0)
+    rewards = {i: rng.normal(size=3).tolist() for i in range(2, 12)}
+    pairs = [(a, b) for a in range(2, 12) for b in range(2, a)]
+    margin = rng.choice([-2, -1, 1, 2, 3], len(pairs)).astype(np.float32)
+    tie = rng.random(len(pairs)) < 0.2
+    chosen, rejected = (np.array(side) for side in zip(*pairs, strict=True))
+    test = Preferences(chosen, rejected, tie, np.where(tie, 0, margin))
+    stage, logged = judged(tmp_path, test, rewards, {"best_accuracy": {"train": 0.5, "test": 0.625}})
+    rows = [
+        (
+            np.mean(rewards[a]) - np.mean(rewards[b]),
+            abs(m),
+            [x > y for x, y in zip(rewards[a], rewards[b], strict=True)],
+        )
+        for (a, b), m, t in zip(pairs, margin, tie, strict=True)
+        if not t
+    ]
+    assert logged["val/accuracy"] == pytest.approx(np.mean([gap > 0 for gap, *_ in rows]))
+    assert logged["val/best_accuracy"] == 0.625
+    assert float(logged["val/head_agreement"]) == pytest.approx(np.mean([len(set(heads)) == 1 for *_, heads in rows]))
+    by_gap = {}
+    for rank in (1, 2, 3):
+        right = [gap > 0 for gap, size, _ in rows if size == rank]
+        assert logged[f"val/accuracy_gap_{rank}"] == pytest.approx(np.mean(right))
+        by_gap[str(rank)] = {"accuracy": pytest.approx(np.mean(right)), "pairs": len(right), "gap": [rank, rank]}
+    assert stage.measured["by_gap"] == by_gap
+    bins = np.zeros((15, 3))
+    for gap, *_ in rows:
+        confidence = 1 / (1 + math.exp(-abs(gap)))
+        bins[int(confidence * 15)] += (1, confidence, gap > 0)
+    assert logged["val/ece"] == stage.measured["ece"]
+    assert logged["val/ece"] == pytest.approx(np.abs(bins[:, 2] - bins[:, 1]).sum() / len(rows), abs=1e-6)
+
+
+def test_comparisons_of_episodes_that_were_not_seen_do_not_count(tmp_path):
+    test = Preferences(np.array([2, 4]), np.array([3, 5]))
+    _, logged = judged(tmp_path, test, {2: [1.0], 3: [0.0]})
+    assert (logged["val/pairs"], logged["val/accuracy"]) == (1, 1)
+
+
+def test_facts_go_with_the_model_and_come_back_with_a_checkpoint(brightness):
+    folder, _, test = brightness
+    info = RewardModel.load(folder / "run" / "reward_model").info
+    assert 0 <= info["ece"] <= 0.5
+    assert info["by_gap"] == {"1": {"accuracy": info["accuracy"], "pairs": len(test), "gap": [1, 1]}}
+    assert "best_accuracy" not in info  # these comparisons do not tell
+    checkpoint = torch.load(folder / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["lit_align"]["measured"]["by_gap"] == info["by_gap"]
+
+
+FROZEN = ["--model.train.parameters=heads", "--model.optimizer.schedule=constant", "--model.optimizer.lr=0.01"]
+
+
+def fit(folder: Path, out: Path, *more: str) -> Path:
+    argv = ["reward", "fit", f"--out={out}", f"--init_from={folder / 'base' / 'agent'}", *CPU, *FROZEN]
+    assert main([*argv, f"--data.preferences={folder / 'pairs'}", "--trainer.max_epochs=1", *more]) == 0
+    return out
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--model.readout=last", "--data.batch=trajectories", "--data.trajectories_in_batch=24"],
+        ["--model.readout=sum", "--model.heads=3", "--data.pairs=100", "--model.label_smoothing=0.1"],
+    ],
+    ids=["last", "sum"],
+)
+def test_a_frozen_trunk_sees_each_trajectory_once_and_learns_the_same(brightness, tmp_path, monkeypatch, more):
+    folder, _, _ = brightness
+    seen = []
+    forward = Backbone.forward
+
+    def counted(self, frames, vectors=None):
+        seen.append(0 if frames.is_meta or "Fake" in type(frames).__name__ else len(frames))
+        return forward(self, frames, vectors)
+
+    monkeypatch.setattr(Backbone, "forward", counted)
+    kept = fit(folder, tmp_path / "kept", *more)
+    assert sum(seen) == 260  # training, validation and normalisation together
+    monkeypatch.setattr(Reward, "keeps_features", False)
+    fresh = fit(folder, tmp_path / "fresh", *more)
+    assert sum(seen) - 260 > 260 + 40  # normalisation and validation see so many, training more
+    a, b = (RewardModel.load(run / "reward_model") for run in (kept, fresh))
+    start = RewardModel.from_agent(tiny_agent()).backbone.state_dict()
+    for name, weight in a.state_dict().items():
+        if name.startswith("backbone."):
+            assert torch.equal(weight, start[name.removeprefix("backbone.")])
+        elif a.readout == "sum" or name not in ("head.bias", "mean"):
+            torch.testing.assert_close(weight, b.state_dict()[name], atol=1e-6, rtol=1e-5)
+    # A bias that all rewards share cancels in every gap: its gradient is rounding, and the mean takes it out again.
+    shift = [float((model.mean - model.head.bias.detach()).mean()) for model in (a, b)]
+    assert a.readout == "sum" or shift[0] == pytest.approx(shift[1], abs=1e-6)
+    losses = [[float(row["train/loss"]) for row in rows(run, "train/loss")] for run in (kept, fresh)]
+    assert len(losses[0]) > 5
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    assert a.info["accuracy"] == pytest.approx(b.info["accuracy"], abs=0.01)
+    assert a.info["train_frames"] == b.info["train_frames"]
+
+
+def test_kept_features_are_there_again_after_a_kill(brightness, tmp_path):
+    folder, _, _ = brightness
+    more = ["--data.batch=trajectories", "--model.heads=2"]
+    whole = fit(folder, tmp_path / "whole", *more, "--trainer.max_epochs=3")
+    parts = fit(folder, tmp_path / "parts", *more)
+    fit(folder, parts, *more, "--trainer.max_epochs=3", "--resume=last")
+    assert_same_weights(whole / "reward_model", parts / "reward_model")
+    assert rows(whole, "train/loss") == rows(parts, "train/loss")
+    first = RewardModel.load(whole / "reward_model")
+    fit(folder, whole, *more, "--trainer.max_epochs=3", "--resume=last")  # nothing is left but to export
+    again = RewardModel.load(whole / "reward_model")
+    for name, weight in first.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name]), name
+    assert first.info["by_gap"] == again.info["by_gap"]
+
+
+def test_a_trunk_that_trains_sees_every_batch(brightness, tmp_path):
+    folder, _, _ = brightness
+    argv = ["--model.train.parameters=last_layers", "--trainer.max_steps=3", "--trainer.limit_val_batches=0"]
+    run = fit(folder, tmp_path / "run", *argv)
+    before = tiny_agent().backbone.state_dict()
+    after = RewardModel.load(run / "reward_model").backbone.state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_would(brightness, tmp_path):
+    folder, _, test = brightness
+    out = tmp_path / "two"
+    argv = ["reward", "fit", f"--out={out}", f"--init_from={folder / 'base' / 'agent'}", *CPU, *FROZEN]
+    argv += [f"--data.preferences={folder / 'pairs'}", "--data.batch=trajectories", "--trainer.max_epochs=2"]
+    Process([*argv, "--trainer.devices=2", "--trainer.strategy=ddp"], tmp_path / "log.txt").finish()
+    model = RewardModel.load(out / "reward_model").eval()
+    dataset = TrajectoryDataset(folder / "play")
+
+    @torch.no_grad()
+    def reward(episode: int) -> float:
+        frames = torch.from_numpy(dataset.frames(dataset.index_of(episode)))
+        return float(model(frames[None], torch.tensor([len(frames)])))
+
+    table = {int(i): reward(int(i)) for i in {*test.chosen.tolist(), *test.rejected.tolist()}}
+    gaps = [table[int(c)] - table[int(r)] for c, r in zip(test.chosen, test.rejected, strict=True)]
+    bins = np.zeros((15, 2))
+    for gap in gaps:
+        confidence = 1 / (1 + math.exp(-abs(gap)))
+        bins[int(confidence * 15)] += (confidence, gap > 0)
+    assert model.info["ece"] == pytest.approx(np.abs(bins[:, 1] - bins[:, 0]).sum() / len(gaps), abs=0.01)
+    assert model.info["accuracy"] == pytest.approx(np.mean([gap > 0 for gap in gaps]), abs=0.01)
+    assert model.info["by_gap"]["1"]["pairs"] == len(test)
+    assert model.info["by_gap"]["1"]["accuracy"] == pytest.approx(model.info["accuracy"])
