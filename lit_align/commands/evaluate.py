@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,8 @@ def run(
     blank: bool = False,
     env_args: dict[str, Any] | None = None,
     threads: int | None = None,
+    target: str | None = None,
+    paired_videos: int = 0,
 ) -> None:
     """Plays episodes with agents and counts how they end, with Wilson 95 % intervals.
 
@@ -52,8 +55,12 @@ def run(
         env_args: Arguments that the world is made with, such as `{size: 64}`; the island's frames are of the agent's
             size by default.
         threads: Torch threads; None leaves torch's own number.
+        target: The pad that is wanted: recovery after a miss is counted for it too; `left`, `middle` or `right`.
+        paired_videos: Videos of the first agent beside each of the others, of the first episodes in which one of the
+            two missed its pad; needs `out` and two agents or more.
     """
     titles = _names(agents, names)
+    _check_pads(env, target, paired_videos, len(agents), out)
     import torch
 
     from lit_align.evaluation import results
@@ -65,20 +72,65 @@ def run(
     # All are read before any plays: a wrong third folder must not cost the time of two.
     players = [Agent.load(folder).prepare(precision, compile) for folder in agents]
     played: dict[str, Any] = {}
+    seats = _Seats(paired_videos)
     with _progress() as bar:
         for title, agent in zip(titles, players, strict=True):
             args = _with_size(env, dict(env_args or {}), agent.config.image_size)
-            match = Match(env, args, episodes, seed, temperature, worlds, blank, videos, top_p, precision)
+            match = Match(env, args, episodes, seed, temperature, worlds, blank, videos, top_p, precision, target)
             folder = None if out is None else Path(out) / (f"eval_{title}" if len(agents) > 1 else "")
             task = bar.add_task(title, total=episodes)
-            played[title] = play(agent, match, title, folder, lambda _, task=task: bar.advance(task))  # type: ignore[misc]
+            watched = seats.watch(title, agent, lambda task=task: bar.advance(task))
+            played[title] = play(agent, match, title, folder, watched)
             if folder is not None:
                 results.write(results.build(env, {title: played[title]}), folder / "results.json")
     if json is not None:
         results.write(results.build(env, played), json)
-    _show(played)
+    seats.film(match, out)
+    _show(played, target)
     if out is not None and len(played) == 1:
         _headline(Path(out), *next(iter(played.items())))
+
+
+class _Seats:
+    """Keeps what paired videos need of every agent's episodes: nothing when none are asked for."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.seats: list[Any] = []
+
+    def watch(self, title: str, agent: Any, advance: Callable[[], None]) -> Callable[[Any], None]:
+        """Returns what is called after each of the agent's episodes."""
+        if not self.count:
+            return lambda _: advance()
+        from lit_align.evaluation.paired import Seat, without_frames
+
+        seat = Seat(title, {}, agent.codec)
+        self.seats.append(seat)
+
+        def keep(trajectory: Any) -> None:
+            seat.played[trajectory.id] = without_frames(trajectory)
+            advance()
+
+        return keep
+
+    def film(self, match: Any, out: str | None) -> None:
+        """Writes the videos, when some are asked for."""
+        if self.count and out is not None:
+            from lit_align.evaluation.paired import FOLDER, film_pairs
+
+            film_pairs(match, self.seats, Path(out) / FOLDER, self.count)
+
+
+def _check_pads(env: str, target: str | None, paired_videos: int, agents: int, out: str | None) -> None:
+    """Raises a UserError before anything is loaded if what depends on the world's pads cannot be had."""
+    from lit_align.evaluation.recovery import check_target, gates_of
+
+    check_target(env, target)
+    if paired_videos < 0 or (paired_videos and (agents < 2 or out is None or not gates_of(env))):
+        raise UserError(
+            f"paired_videos is {paired_videos}, with {agents} agent(s), out {out} and env {env}; expected 0, or two "
+            "agents or more, a folder --out, and a world whose pads are known: the island"
+        )
 
 
 def _names(agents: list[str], names: list[str] | None) -> list[str]:
@@ -115,7 +167,7 @@ def _line(entry: Any) -> dict[str, str]:
     return {name: Interval(**rate).percent() for name, rate in entry["rates"].items()}
 
 
-def _show(played: dict[str, Any]) -> None:
+def _show(played: dict[str, Any], target: str | None) -> None:
     outcomes = list(dict.fromkeys(name for entry in played.values() for name in entry["rates"]))
     table = Table(title="how episodes ended (Wilson 95 % interval)", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("agent", no_wrap=True)
@@ -123,10 +175,15 @@ def _show(played: dict[str, Any]) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("episodes", justify="right")
     table.add_column("steps", justify="right")
+    misses = {title: entry.get("recovery", {}) for title, entry in played.items()}
+    misses = {title: found.get(target, found) for title, found in misses.items()}
+    if any(misses.values()):
+        table.add_column("back after a miss", justify="right")
     for title, entry in played.items():
         cells = _line(entry)
         row = [cells.get(name, "-") for name in outcomes]
-        table.add_row(title, *row, str(entry["episodes"]), f"{entry['mean_steps']:.0f}")
+        back = [f"{found['recovered']} of {found['missed']}"] if (found := misses[title]) else []
+        table.add_row(title, *row, str(entry["episodes"]), f"{entry['mean_steps']:.0f}", *back)
     console = Console()
     # A log file is no terminal of 80 columns.
     (console if console.is_terminal else Console(width=120)).print(table)

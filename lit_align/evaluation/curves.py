@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,7 +113,7 @@ def align_panels(runs: Mapping[str, Columns]) -> list[Panel]:
     Args:
         runs: target -> columns of that alignment's metrics.csv.
     """
-    wanted = {
+    wanted: dict[str, Callable[[str], tuple[str, ...]]] = {
         "Learned reward (the proxy)": lambda target: (r"reward[/_]mean", r"(^|[/_])reward$", r"reward"),
         "Episodes that end at the target (the truth)": lambda target: (
             rf"outcome.*{target}", rf"(^|[/_]){target}$", r"success|target",
@@ -149,7 +149,7 @@ def _panel(ax: Axes, panel: Panel, theme: style.Theme) -> None:
     style.tidy(ax, theme)
     ax.set_title(panel.title, loc="left", color=theme.text, weight="bold", fontsize=10.5)
     ax.set_xlabel(panel.x_name, color=theme.muted, fontsize=9)
-    ax.xaxis.set_major_formatter(FuncFormatter(_short))
+    ax.xaxis.set_major_formatter(FuncFormatter(short))
     if not panel.lines:
         ax.text(0.5, 0.5, "not logged", transform=ax.transAxes, ha="center", color=theme.muted)
         ax.set_xticks([])
@@ -178,7 +178,8 @@ def smooth(values: NDArray[np.float64], share: float = 0.04) -> NDArray[np.float
     return mean
 
 
-def _short(number: float, _: object = None) -> str:
+def short(number: float, _: object = None) -> str:
+    """Return `12k`, `1.5M`: a tick of an axis."""
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if abs(number) >= size:
             return f"{number / size:g}{letter}"

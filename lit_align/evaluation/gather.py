@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lit_align.evaluation import paired
 from lit_align.evaluation.curves import Columns, read_metrics
 from lit_align.evaluation.episodes import Episodes
 from lit_align.evaluation.footage import Film, read_index
+from lit_align.evaluation.paired import PairedFilm
 from lit_align.evaluation.plan import Plan, plan_of
-from lit_align.evaluation.results import Results, ResultsError, build, merge, read
+from lit_align.evaluation.results import OTHER_WORLD, AgentResult, Results, ResultsError, build, merge, read
 from lit_align.evaluation.style import agent_order
 
 EVALUATION = "eval_"
@@ -29,6 +31,8 @@ class Gathered:
         episodes: agent -> its evaluation's episodes.
         films: agent -> its videos.
         film_folders: agent -> where they lie.
+        paired: stage -> its videos of two agents side by side.
+        paired_folders: stage -> where they lie.
         metrics: stage -> columns of its metrics.csv.
         runs: stage -> what it says about itself: `seconds`, `state`, `versions`, ...
         plan: The world from above.
@@ -40,6 +44,8 @@ class Gathered:
     episodes: dict[str, Episodes] = field(default_factory=dict)
     films: dict[str, list[Film]] = field(default_factory=dict)
     film_folders: dict[str, Path] = field(default_factory=dict)
+    paired: dict[str, list[PairedFilm]] = field(default_factory=dict)
+    paired_folders: dict[str, Path] = field(default_factory=dict)
     metrics: dict[str, Columns] = field(default_factory=dict)
     runs: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     plan: Plan | None = None
@@ -75,16 +81,19 @@ def gather(folder: Path) -> Gathered:
         except ResultsError as error:
             notes.append(str(error))
     _add_reward_models(folder, found)
-    for path in sorted(folder.glob(f"{EVALUATION}*")):
-        name = path.name.removeprefix(EVALUATION)
-        if (path / "episodes.npz").is_file():
+    for name, path in _evaluations(folder):
+        if name not in found.episodes and (path / "episodes.npz").is_file():
             try:
                 found.episodes[name] = Episodes.load(path / "episodes.npz")
             except (ValueError, KeyError, OSError) as error:
                 notes.append(f"{path.name}/episodes.npz cannot be read ({error})")
         films = read_index(path / "videos")
-        if films:
+        if films and name not in found.films:
             found.films[name], found.film_folders[name] = films, path / "videos"
+    for path in (folder / paired.FOLDER, *sorted(folder.glob(f"*/{paired.FOLDER}"))):
+        pairs = paired.read_index(path)
+        if pairs:
+            found.paired[path.parent.name], found.paired_folders[path.parent.name] = pairs, path
     for path in sorted(folder.glob("*/metrics.csv")):
         found.metrics[path.parent.name] = read_metrics(path)
     found.runs = _runs(folder)
@@ -93,7 +102,8 @@ def gather(folder: Path) -> Gathered:
 
 def _results(folder: Path, notes: list[str]) -> Iterator[Results]:
     """Yield the results file of every stage; the report's own is made anew."""
-    for path in sorted(folder.glob("*/results.json")):
+    # An evaluation of several agents has a folder for each.
+    for path in sorted([*folder.glob("*/results.json"), *folder.glob(f"*/{EVALUATION}*/results.json")]):
         if (path.parent / MARK).is_file():
             continue
         try:
@@ -102,18 +112,36 @@ def _results(folder: Path, notes: list[str]) -> Iterator[Results]:
             notes.append(str(error))
 
 
+def _evaluations(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the name and the folder of every agent's evaluation; those of a stage with several agents come last."""
+    for path in sorted(folder.glob(f"{EVALUATION}*")):
+        yield path.name.removeprefix(EVALUATION), path
+    for path in sorted(folder.glob(f"*/{EVALUATION}*/results.json")):
+        try:
+            ((name, entry),) = read(path)["agents"].items()
+        except ValueError:  # damaged, which is noted where its numbers are read
+            continue
+        yield _control_name(name, entry), path.parent
+
+
 def _with_ablations(part: Results) -> Results:
-    """Move controls, such as agents with blanked frames, to where they cannot be taken for a headline."""
-    controls = {name: entry for name, entry in part["agents"].items() if entry.get("blank")}
+    """Move controls, as blanked frames and other worlds are, to where they cannot be taken for a headline."""
+    controls = {name: entry for name, entry in part["agents"].items() if _control_words(entry)}
     if not controls:
         return part
     headline = {name: entry for name, entry in part["agents"].items() if name not in controls}
-    kept = {**part.get("ablations", {}), **{_blank_name(name): entry for name, entry in controls.items()}}
+    kept = {**part.get("ablations", {}), **{_control_name(name, entry): entry for name, entry in controls.items()}}
     return build(part["environment"], headline, part["reward_models"], kept)
 
 
-def _blank_name(name: str) -> str:
-    return name if "blank" in name else f"{name}_blank"
+def _control_words(entry: AgentResult) -> list[str]:
+    """What an agent was evaluated under, in words for its name: `blank`, `away`, ...; none for a headline."""
+    changes = entry.get("env_args", {})
+    return ["blank"] * bool(entry.get("blank")) + [str(changes[name]) for name in OTHER_WORLD if name in changes]
+
+
+def _control_name(name: str, entry: AgentResult) -> str:
+    return "_".join([name, *(word for word in _control_words(entry) if word not in name.split("_"))])
 
 
 def _add_reward_models(folder: Path, found: Gathered) -> None:
@@ -129,7 +157,8 @@ def _add_reward_models(folder: Path, found: Gathered) -> None:
             continue
         name = path.parent.parent.name
         target = str(info.get("target") or name.removeprefix("reward_").split("_")[0])
-        entry = {"accuracy": float(info["accuracy"]), "pairs": int(info.get("pairs") or 0)}
+        entry: dict[str, Any] = {"accuracy": float(info["accuracy"]), "pairs": int(info.get("pairs") or 0)}
+        entry |= {fact: info[fact] for fact in ("ece", "by_gap", "best_accuracy") if info.get(fact) is not None}
         sizes = models.setdefault(target, {}).setdefault(str(info.get("start", "agent")), {})
         if sizes.setdefault(str(info["comparisons"]), entry) != entry:  # type: ignore[arg-type]
             # The same target, start and number of comparisons once more: a variant.

@@ -21,6 +21,7 @@ from lit_align.errors import UserError
 from lit_align.evaluation.episodes import Episodes, Slim
 from lit_align.evaluation.footage import Film, Picks, film, replay
 from lit_align.evaluation.outcomes import OUTCOMES, OutcomeMetric
+from lit_align.evaluation.recovery import check_target, recovery
 from lit_align.evaluation.results import AgentResult, agent_result
 from lit_align.models.agent import Agent
 from lit_align.rollout.sampler import Sampler
@@ -30,6 +31,7 @@ from lit_align.spaces import ActionCodec
 _log = logging.getLogger(__name__)
 
 LARGER = {"render_mode": "rgb_array", "resolution": "320x240"}
+PICTURE = ("size", "resolution", "render_mode")  # arguments that say how a world is drawn, not what it is
 
 
 class Blanked(gymnasium.ObservationWrapper[Any, Any, Any]):
@@ -57,6 +59,7 @@ class Match:
         videos: Episodes filmed for each outcome.
         top_p: Classes are drawn from the smallest set that holds this much probability.
         precision: The agent's arithmetic, told with the results.
+        target: The pad that is wanted, for recovery after a miss; None for any.
     """
 
     env: str
@@ -69,6 +72,7 @@ class Match:
     videos: int = 3
     top_p: float = 1.0
     precision: str = "fp32"
+    target: str | None = None
 
     def make_world(self, **extra: Any) -> gymnasium.Env[Any, Any]:
         """Make one world."""
@@ -80,6 +84,17 @@ class Match:
         world = make(self.env, **self.env_args)
         world.close()
         return float(world.metadata.get("render_fps") or 10.0)
+
+    def changes(self) -> dict[str, Any]:
+        """Return the arguments that make another world than the id alone does."""
+        world = make(self.env, **self.env_args)
+        world.close()
+        known = inspect.signature(type(world.unwrapped).__init__).parameters
+        return {
+            name: value
+            for name, value in self.env_args.items()
+            if name not in PICTURE and not (name in known and known[name].default == value)
+        }
 
     def larger(self) -> Callable[[], gymnasium.Env[Any, Any]] | None:
         """Return a maker of worlds that render larger pictures; None where the world does not take such arguments."""
@@ -132,8 +147,9 @@ def play(
         on_episode: Called after each episode.
 
     Raises:
-        UserError: The agent's frames or actions are not the world's.
+        UserError: The agent's frames or actions are not the world's, or there is no such target.
     """
+    check_target(match.env, match.target)
     if match.episodes < 1 or match.worlds < 1:
         raise UserError(f"episodes is {match.episodes} and worlds {match.worlds}; expected 1 or more of each")
     seeds = episode_seeds("evaluation", match.seed, match.episodes)
@@ -162,6 +178,7 @@ def play(
         # A blanked agent is filmed as it played, in the world as it is: the black it saw shows nothing.
         match.film(picks.chosen(), out / "videos", agent.codec)
     info = agent.info
+    extra = {"recovery": recovery(match.env, played, match.target), "env_args": match.changes()}
     return agent_result(
         metric.tally(),
         seed=match.seed,
@@ -178,4 +195,5 @@ def play(
         top_p=match.top_p,
         precision=match.precision,
         episode_seeds=[int(number) for number in played.seeds],
+        **{name: value for name, value in extra.items() if value},
     )

@@ -13,6 +13,8 @@ from lit_align.evaluation.curves import align_panels, curves, loss_panel
 from lit_align.evaluation.footage import Film
 from lit_align.evaluation.gather import Gathered
 from lit_align.evaluation.heatmap import Routes, heatmaps
+from lit_align.evaluation.over_optimisation import Watch, target_of, watch_of
+from lit_align.evaluation.over_optimisation_chart import draw as draw_watch
 from lit_align.evaluation.overview import Story, overview
 from lit_align.evaluation.video import read_mp4
 
@@ -74,6 +76,9 @@ def _draw(found: Gathered, out: Path, theme: style.Theme) -> set[str]:
     }
     if aligned:
         curves(align_panels(aligned), path("alignment"), theme)
+    for name, watch in watches(found).items():
+        title = f"{style.agent_title(name)}: what it was told, and what it did"
+        draw_watch(watch, path(f"over-optimisation-{name}"), theme, title)
     losses = [
         loss_panel(f"{style.agent_title(name)}: loss", found.metrics[name])
         for name in ("pretrain", "finetune", "scratch")
@@ -86,6 +91,12 @@ def _draw(found: Gathered, out: Path, theme: style.Theme) -> set[str]:
         panels = [loss_panel(name.replace("_", " "), found.metrics[name]) for name in rewards[:4]]
         curves(panels, path("reward-training"), theme)
     return drawn
+
+
+def watches(found: Gathered) -> dict[str, Watch]:
+    """Return stage -> what its alignment was told and did, for every stage that is one."""
+    seen = {name: watch_of(columns, target_of(found.folder / name, columns)) for name, columns in found.metrics.items()}
+    return {name: watch for name, watch in sorted(seen.items(), key=lambda item: style.agent_order(item[0])) if watch}
 
 
 def _moves(found: Gathered, name: str) -> bool:
@@ -110,6 +121,20 @@ def failures(films: list[Film]) -> list[Film]:
         if one.outcome == "none":
             first.setdefault(one.reason, one)
     return list(first.values())
+
+
+def pair_films(found: Gathered, stage: str) -> list[tuple[Film, str]]:
+    """Return a stage's paired videos as films, each with its caption."""
+    pairs = []
+    for one in found.paired[stage]:
+        told = [
+            f"{style.agent_title(side.name)}: {side.outcome} after {side.steps} steps"
+            + ("" if side.missed_at is None else f", past the pad at {side.missed_at}")
+            for side in (one.left, one.right)
+        ]
+        steps = max(one.left.steps, one.right.steps)
+        pairs.append((Film(one.file, "", "", "", one.seed, steps), "; ".join(told)))
+    return pairs
 
 
 def copy_films(films: list[Film], source: Path, target: Path) -> None:

@@ -31,6 +31,9 @@ pad. The small number under ours is the paper's, where it has one ({paper}): ano
 year of human play against our small network and scripted players, so it says what the recipe should do, not
 what we should match."""
 
+OTHER_WORLDS = """<em>away</em> starts in the yard, facing away from the pads; <em>elsewhere</em> at other places of
+the island; <em>dusk</em> and <em>night</em> have another sky and less light. No stage trained there."""
+
 BLANKED = """What is left here is habit; the difference to the table above is what was seen."""
 
 ROUTES = """Time spent in each place, mean over episodes, on one logarithmic scale for all maps. Seen from
@@ -39,11 +42,20 @@ above, north is up."""
 REWARD = """A reward model gives an episode one number. Its accuracy is the share of held-out pairs, ties left
 out, in which the preferred episode got the higher number; equal numbers count as wrong. Its training pairs and
 its test pairs share no episode. One start is the agent's own network, the other the same network with weights
-drawn anew."""
+drawn anew. Labels allow the accuracy of the rule behind them, which is less than all where the annotator errs; the
+calibration error is how far the model's confidence in its verdicts is from their accuracy, on average."""
 
 ALIGNMENT = """In training the agent is told the learned reward only (left). Whether that reward means what it
 should is seen in the middle: where its training episodes really ended. The right-hand curve is how far it went
 from the agent that it is held to, in nats a step."""
+
+OVER_OPTIMISATION = """The learned reward is a proxy, and a proxy that is pushed far enough stops meaning what it
+stood for. Each picture shows the reward that one run was told, how its episodes really ended, and how far it had
+gone from its reference, over the steps that it played."""
+
+RECOVERY = """An agent has gone past a pad when it is farther from the yard than the pad's far edge, in the pad's
+direction, and has not been launched. The paper's pre-trained agent turned round then, which no direct run that it was
+fine-tuned on had shown; without pre-training it got stuck. <em>any</em> counts all three pads."""
 
 IMITATION = "Imitation: negative log-likelihood of the recorded actions, in nats a step."
 COMPARISONS = "Reward models: loss on the comparisons."

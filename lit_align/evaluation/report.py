@@ -12,7 +12,7 @@ from typing import Any
 from lit_align.errors import UserError
 from lit_align.evaluation import page, paper, prose, results, sections
 from lit_align.evaluation.gather import MARK, Gathered, gather
-from lit_align.evaluation.pictures import choose_films, copy_films, draw_all, failures
+from lit_align.evaluation.pictures import FILMS_EACH, choose_films, copy_films, draw_all, failures, pair_films
 from lit_align.evaluation.results import AgentResult
 
 LEFT_BY_PIPELINE = ("log.txt", "headline.txt")
@@ -43,6 +43,9 @@ def build_report(run_folder: Path, out: Path) -> Path:
         for name in found.films:
             chosen = {one.file: one for one in [*choose_films(found.films[name]), *failures(found.films[name])]}
             copy_films(list(chosen.values()), found.film_folders[name], aside / "videos" / name)
+        for stage in found.paired:
+            chosen_pairs = [one for one, _ in pair_films(found, stage)[:FILMS_EACH]]
+            copy_films(chosen_pairs, found.paired_folders[stage], aside / "videos" / f"paired-{stage}")
         (aside / "index.html").write_text(_page(found, drawn), encoding="utf-8")
         (aside / MARK).write_text("made by lit-align report, which replaces this folder\n")
         aside.chmod(0o755)
@@ -74,9 +77,12 @@ def _page(found: Gathered, drawn: dict[str, int]) -> str:
         ("alignment", "Alignment", sections.alignment_section(found, drawn)),
         ("training", "Training", sections.training_section(drawn)),
         ("videos", "Watch them", sections.videos_section(found)),
+        ("recovery", "After a miss", sections.recovery_section(found)),
         ("failures", "How the base agent fails", sections.failures_section(found)),
         ("numbers", "How the numbers were made", sections.numbers_section(found)),
     ]
+    # A world without pads has no misses to speak of.
+    parts_of_page = [part for part in parts_of_page if part[2]]
     links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in parts_of_page)
     body = [f"<header><h1>{prose.TITLE}</h1>", _lead(found), _tiles(found)]
     body += [f"<nav>{links}</nav></header><main>"]

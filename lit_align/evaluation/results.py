@@ -15,6 +15,8 @@ from lit_align.evaluation.intervals import wilson
 from lit_align.files import write_whole
 
 SCHEMA = 1
+OTHER_WORLD = ("spawn", "sky")
+"""Arguments of the island that make a world which agents were not trained in: what is played there is no headline."""
 
 
 class Rate(TypedDict):
@@ -44,13 +46,30 @@ class AgentResult(TypedDict):
     precision: NotRequired[str]
     worlds_failed: NotRequired[int]
     env_steps: NotRequired[int | None]
+    recovery: NotRequired[dict[str, Any]]
+    env_args: NotRequired[dict[str, Any]]
 
 
-class RewardAccuracy(TypedDict):
-    """A reward model's accuracy on held-out pairs without ties, in [0, 1], and the number of those pairs."""
+class GapAccuracy(TypedDict):
+    """The same of pairs whose episodes are from so far apart to so far, by the rule."""
 
     accuracy: float
     pairs: int
+    gap: list[float]
+
+
+class RewardAccuracy(TypedDict):
+    """A reward model's accuracy on held-out pairs without ties, in [0, 1], and the number of those pairs.
+
+    `ece` is its expected calibration error, `by_gap` its accuracy by how far apart the episodes are, and
+    `best_accuracy` what their labels allow, all in [0, 1].
+    """
+
+    accuracy: float
+    pairs: int
+    ece: NotRequired[float]
+    by_gap: NotRequired[dict[str, GapAccuracy]]
+    best_accuracy: NotRequired[float]
 
 
 class Results(TypedDict):
@@ -223,10 +242,17 @@ def _reward_faults(models: Any) -> list[str]:
     for target, starts in models.items():
         for start, sizes in starts.items():
             for size, entry in sizes.items():
-                accuracy = entry.get("accuracy") if isinstance(entry, Mapping) else None
                 here = f"reward_models.{target}.{start}.{size}"
                 if not str(size).isdigit():
                     faults.append(f"{here}: {size!r} is not a number of comparisons")
-                if not isinstance(accuracy, int | float) or not 0 <= accuracy <= 1:
-                    faults.append(f"{here}.accuracy is {accuracy!r}, expected a number in [0, 1]")
+                facts = entry if isinstance(entry, Mapping) else {}
+                shares = {"accuracy": facts.get("accuracy")}
+                shares |= {name: facts[name] for name in ("ece", "best_accuracy") if name in facts}
+                groups = facts.get("by_gap", {})
+                shares |= {f"by_gap.{name}.accuracy": group.get("accuracy") for name, group in groups.items()}
+                faults += [
+                    f"{here}.{name} is {share!r}, expected a number in [0, 1]"
+                    for name, share in shares.items()
+                    if not isinstance(share, int | float) or not 0 <= share <= 1
+                ]
     return faults

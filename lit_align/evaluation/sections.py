@@ -7,8 +7,17 @@ from html import escape
 
 from lit_align.evaluation import page, paper, prose, style
 from lit_align.evaluation.gather import Gathered
-from lit_align.evaluation.pictures import choose_films, failures, headline_agents, other_agents
-from lit_align.evaluation.results import Rate
+from lit_align.evaluation.over_optimisation import in_words
+from lit_align.evaluation.pictures import (
+    FILMS_EACH,
+    choose_films,
+    failures,
+    headline_agents,
+    other_agents,
+    pair_films,
+    watches,
+)
+from lit_align.evaluation.results import OTHER_WORLD, Rate
 
 
 def task_section(found: Gathered) -> list[str]:
@@ -66,19 +75,23 @@ def _share(rate: Rate | None, theirs: float | None) -> str:
 
 
 def _controls(found: Gathered) -> list[str]:
-    blanked = {n: e for n, e in found.results.get("ablations", {}).items() if isinstance(e, Mapping) and e.get("blank")}
-    if not blanked:
-        return []
-    outcomes = list(next(iter(blanked.values()))["outcomes"])
-    rows = [
-        [escape(name), *(_share(entry["rates"].get(o), None) for o in outcomes), str(entry["episodes"])]
-        for name, entry in sorted(blanked.items())
-    ]
-    return [
-        "<h3>Control: the same agents with the picture blanked</h3>",
-        page.paragraph(prose.BLANKED),
-        page.table(["agent", *outcomes, "episodes"], rows),
-    ]
+    controls = {n: e for n, e in found.results.get("ablations", {}).items() if isinstance(e, Mapping)}
+    blanked = {n: e for n, e in controls.items() if e.get("blank")}
+    moved = {n: e for n, e in controls.items() if not e.get("blank") and set(OTHER_WORLD) & set(e.get("env_args", {}))}
+    parts = []
+    for title, words, entries in (
+        ("Control: the same agents with the picture blanked", prose.BLANKED, blanked),
+        ("The same agents where they never trained", prose.OTHER_WORLDS, moved),
+    ):
+        if entries:
+            outcomes = list(dict.fromkeys(name for entry in entries.values() for name in entry["outcomes"]))
+            rows = [
+                [escape(name), *(_share(entry["rates"].get(o), None) for o in outcomes), str(entry["episodes"])]
+                for name, entry in sorted(entries.items())
+            ]
+            table = page.table(["agent", *outcomes, "episodes"], rows)
+            parts += [f"<h3>{title}</h3>", page.paragraph(words), table]
+    return parts
 
 
 def routes_section(found: Gathered, drawn: dict[str, int]) -> list[str]:
@@ -111,19 +124,29 @@ def reward_section(found: Gathered, drawn: dict[str, int]) -> list[str]:
         for start, sizes in sorted(starts.items()):
             for size, entry in sorted(sizes.items(), key=lambda item: int(item[0])):
                 share = f"<b>{100 * entry['accuracy']:.1f} %</b>"
-                rows.append([escape(target), escape(start), f"{int(size):,}", share, f"{entry['pairs']:,}"])
-    parts.append(page.table(["target", "started from", "comparisons", "accuracy", "held-out pairs"], rows))
+                told = (entry.get("best_accuracy"), entry.get("ece"))
+                more = ["" if number is None else f"{100 * number:.1f} %" for number in told]
+                rows.append([escape(target), escape(start), f"{int(size):,}", share, *more, f"{entry['pairs']:,}"])
+    head = ["target", "started from", "comparisons", "accuracy", "labels allow", "calibration error", "held-out pairs"]
+    parts.append(page.table(head, rows))
     return parts
 
 
 def alignment_section(found: Gathered, drawn: dict[str, int]) -> list[str]:
     """Return the HTML parts of this section."""
-    if "alignment" not in drawn:
+    runs = watches(found)
+    if "alignment" not in drawn and not runs:
         return [page.absent("Alignment")]
-    return [
-        page.paragraph(prose.ALIGNMENT),
-        page.picture("alignment", drawn["alignment"], "reward, outcome and KL against steps in the world"),
-    ]
+    parts = [page.paragraph(prose.ALIGNMENT)]
+    if "alignment" in drawn:
+        parts.append(page.picture("alignment", drawn["alignment"], "reward, outcome and KL against steps in the world"))
+    if runs:
+        parts += ["<h3>Does the reward still mean what it should?</h3>", page.paragraph(prose.OVER_OPTIMISATION)]
+    for name, watch in runs.items():
+        picture = f"over-optimisation-{name}"
+        said = escape(f"{style.agent_title(name)}. {in_words(watch)}")
+        parts.append(page.picture(picture, drawn[picture], f"proxy reward, outcomes and KL of {name}", said))
+    return parts
 
 
 def training_section(drawn: dict[str, int]) -> list[str]:
@@ -143,6 +166,28 @@ def videos_section(found: Gathered) -> list[str]:
         films = "".join(page.film(one, f"videos/{name}") for one in choose_films(found.films[name]))
         parts += [f"<h3>{escape(style.agent_title(name))}</h3>", f'<div class="films">{films}</div>']
     return parts or [page.absent("Videos")]
+
+
+def recovery_section(found: Gathered) -> list[str]:
+    """Return the HTML parts of this section; none where no world with pads was played."""
+    entries = {name: found.results["agents"][name] for name in [*headline_agents(found), *other_agents(found)]}
+    controls = found.results.get("ablations", {})
+    entries |= {name: entry for name, entry in sorted(controls.items()) if isinstance(entry, Mapping)}
+    rows = []
+    for name, entry in entries.items():
+        told = entry.get("recovery") or {}
+        for pad, tally in {"any": told, **told}.items():
+            if isinstance(tally, Mapping) and "missed" in tally:
+                cells = [escape(pad), str(tally["missed"]), str(tally["recovered"]), _share(tally["rate"], None)]
+                rows.append([f"<b>{escape(style.agent_title(name))}</b>", *cells])
+    if not rows and not found.paired:
+        return []
+    head = ["agent", "wanted pad", "went past it", "came back to it", "percent"]
+    parts = [page.paragraph(prose.RECOVERY), *([page.table(head, rows)] if rows else [])]
+    for stage in found.paired:
+        films = [page.film(one, f"videos/paired-{stage}", note) for one, note in pair_films(found, stage)[:FILMS_EACH]]
+        parts += [f"<h3>{escape(page.words(stage))}</h3>", f'<div class="films">{"".join(films)}</div>']
+    return parts
 
 
 def failures_section(found: Gathered) -> list[str]:

@@ -23,8 +23,19 @@ AGENT_TITLES = {
     "finetune": "Fine-tuned",
     "scratch": "Fine-tuned, no pre-training",
     "blank": "Frames blanked",
+    **{name: name.upper() for name in ("reinforce", "rloo", "grpo", "ppo", "dpo", "cpl")},
+    "rest": "ReST",
+    "lora": "LoRA",
 }
-STAGE_WORDS = {"rest": "Preference fine-tuned", "align": "Aligned", "prefer": "Preferred", "reward": "Reward model"}
+STAGE_WORDS = {
+    "rest": "Preference fine-tuned",
+    "align": "Aligned",
+    "prefer": "Preferred",
+    "reward": "Reward model",
+    "direct": "Re-aligned as it stood,",
+    "rerest": "Preference fine-tuned again,",
+    "realign": "Re-aligned",
+}
 ORDER = ("pretrain", "finetune", "scratch", "rest", "prefer", "align")
 
 

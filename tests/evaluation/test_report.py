@@ -145,6 +145,18 @@ def test_reward_models_are_read_from_their_own_folders(tmp_path: Path) -> None:
     assert found["ablations"]["reward_left_b"]["reward_model"]["accuracy"] == 0.5
 
 
+def test_what_a_reward_model_knows_of_itself_comes_into_the_results(tmp_path: Path) -> None:
+    by_gap = {"1": {"accuracy": 0.8, "pairs": 100, "gap": [1, 1]}, "2": {"accuracy": 1.0, "pairs": 111, "gap": [2, 2]}}
+    known = {"accuracy": 0.92, "pairs": 211, "ece": 0.0625, "by_gap": by_gap, "best_accuracy": 0.875}
+    info = {"target": "left", "start": "random", "comparisons": 1000, "stage": "reward", **known}
+    (tmp_path / "reward_left" / "reward_model").mkdir(parents=True)
+    text = json.dumps({"kind": "reward_model", "info": info})
+    (tmp_path / "reward_left" / "reward_model" / "config.json").write_text(text)
+    assert gather(tmp_path).results["reward_models"] == {"left": {"random": {"1000": known}}}
+    page = build_report(tmp_path, tmp_path / "report").read_text()
+    assert "<td><b>92.0 %</b></td><td>87.5 %</td><td>6.2 %</td><td>211</td>" in page
+
+
 def test_names_from_a_run_are_escaped(tmp_path: Path) -> None:
     synthetic.evaluation_folder(tmp_path, "pretrain", 5, videos=False)
     path = tmp_path / "eval_pretrain" / "results.json"

@@ -64,6 +64,9 @@ def test_rates_follow_from_counts() -> None:
         (lambda r: r["agents"]["pretrain"]["rates"].pop("none"), "does not name the outcomes"),
         (lambda r: r["agents"]["pretrain"]["outcomes"].update(left=-1), "whole numbers"),
         (lambda r: r["reward_models"]["left"]["agent"]["50"].update(accuracy=91), "accuracy is 91, expected"),
+        (lambda r: r["reward_models"]["left"]["agent"]["50"].update(ece=2), "agent.50.ece is 2, expected"),
+        (lambda r: r["reward_models"]["left"]["agent"]["50"].update(best_accuracy="all"), "best_accuracy is 'all'"),
+        (lambda r: r["reward_models"]["left"]["agent"]["50"].update(by_gap={"1": {"pairs": 3}}), "gap.1.accuracy is"),
         (lambda r: r["reward_models"]["left"]["agent"].update(fifty={"accuracy": 0.5}), "'fifty' is not a number"),
     ],
 )  # fmt: skip

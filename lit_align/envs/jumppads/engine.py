@@ -111,20 +111,21 @@ class Engine:
     Args:
         resolution: One of `RESOLUTIONS`.
         fenced: Nobody can leave the beach for the water.
+        sky: One of `map.SKIES`.
 
     Raises:
         ValueError: The resolution is not one of `RESOLUTIONS`.
         WorldFailed: The engine did not start.
     """
 
-    def __init__(self, resolution: str = "160x120", fenced: bool = False) -> None:
+    def __init__(self, resolution: str = "160x120", fenced: bool = False, sky: str = "day") -> None:
         if resolution not in RESOLUTIONS:
             raise ValueError(f"resolution is {resolution!r}; expected one of {', '.join(RESOLUTIONS)}")
         self.folder = Path(tempfile.mkdtemp(prefix="lit-align-island-"))
         self.pid = 0
         watchdog = None
         try:
-            (self.folder / "island.wad").write_bytes(build_wad(fenced))
+            (self.folder / "island.wad").write_bytes(build_wad(fenced, sky))
             self._game = self._configure(resolution)
             watchdog = self._watch()
             self._closer = weakref.finalize(self, _tidy, watchdog, self.folder)

@@ -14,8 +14,19 @@ from PIL import Image
 from lit_align.envs import WorldFailed
 from lit_align.envs.jumppads.controls import controls
 from lit_align.envs.jumppads.engine import RESOLUTIONS, Engine, View
-from lit_align.envs.jumppads.terrain import PAD_RADIUS, PADS, SPAWN, SPAWN_HEADING_SPREAD, SPAWN_RADIUS
+from lit_align.envs.jumppads.map import SKIES
+from lit_align.envs.jumppads.terrain import (
+    ELSEWHERE,
+    ELSEWHERE_RADIUS,
+    PAD_RADIUS,
+    PADS,
+    SPAWN,
+    SPAWN_HEADING_SPREAD,
+    SPAWN_RADIUS,
+    SPAWNS,
+)
 from lit_align.envs.jumppads.verdict import reason_for_none
+from lit_align.errors import did_you_mean
 from lit_align.spaces import gamepad_space
 
 TICS = 4  # of the engine, 35 a second, for each step
@@ -33,6 +44,8 @@ class JumppadsEnv(gymnasium.Env[NDArray[np.uint8], dict[str, Any]]):
     (3,)`, map units), `heading` (degrees, counterclockwise from east), `outcome` (`left`, `middle`, `right` or `none`)
     and `reason` (empty while running; `verdict.REASONS`).
 
+    `spawn` and `sky` make other worlds than the one that was trained in, to see what an agent does there.
+
     The engine is started by the first `reset`. If it dies, `WorldFailed` is raised and the next `reset` starts another.
 
     Args:
@@ -41,6 +54,9 @@ class JumppadsEnv(gymnasium.Env[NDArray[np.uint8], dict[str, Any]]):
         resolution: What the engine draws, before it is scaled down to the observation; `render` returns this.
         fenced: Nobody can fall into the water.
         render_mode: None or `rgb_array`.
+        spawn: Where the player starts: `yard`; `away`: in the yard, facing away from the pads; `elsewhere`: at other
+            places of the island, facing roughly north.
+        sky: `day`; `dusk` or `night`: another sky and less light. Nothing else changes.
 
     Raises:
         ValueError: An argument is out of range.
@@ -55,6 +71,8 @@ class JumppadsEnv(gymnasium.Env[NDArray[np.uint8], dict[str, Any]]):
         resolution: str = "160x120",
         fenced: bool = False,
         render_mode: str | None = None,
+        spawn: str = "yard",
+        sky: str = "day",
     ) -> None:
         if not 8 <= size <= 600:
             raise ValueError(f"size is {size}; expected 8 to 600 pixels")
@@ -64,8 +82,12 @@ class JumppadsEnv(gymnasium.Env[NDArray[np.uint8], dict[str, Any]]):
             raise ValueError(f"resolution is {resolution!r}; expected one of {', '.join(RESOLUTIONS)}")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode is {render_mode!r}; expected None or 'rgb_array'")
+        for name, value, known in (("spawn", spawn, SPAWNS), ("sky", sky, SKIES)):
+            if value not in known:
+                expected = f"expected one of {', '.join(known)}{did_you_mean(str(value), known)}"
+                raise ValueError(f"{name} is {value!r}; {expected}")
         self.size, self.max_steps, self.resolution, self.fenced = size, max_steps, resolution, fenced
-        self.render_mode = render_mode
+        self.render_mode, self.spawn, self.sky = render_mode, spawn, sky
         self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = gamepad_space()
         # A box filter keeps thin things visible when shrinking; it only doubles rows when growing.
@@ -79,7 +101,7 @@ class JumppadsEnv(gymnasium.Env[NDArray[np.uint8], dict[str, Any]]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        """Starts an episode; the seed decides where in the yard the player stands and which way it looks.
+        """Starts an episode; the seed decides where the player stands and which way it looks.
 
         Args:
             seed: Of the whole episode. None: goes on from the last one.
@@ -90,12 +112,17 @@ class JumppadsEnv(gymnasium.Env[NDArray[np.uint8], dict[str, Any]]):
         """
         super().reset(seed=seed)
         rng = self.np_random
-        radius, angle = SPAWN_RADIUS * math.sqrt(rng.random()), 2 * math.pi * rng.random()
+        reach, angle = math.sqrt(rng.random()), 2 * math.pi * rng.random()
         heading = 90 + rng.uniform(-SPAWN_HEADING_SPREAD, SPAWN_HEADING_SPREAD)
         dice = int(rng.integers(2**31))
         if self._engine is None:
-            self._engine = Engine(self.resolution, self.fenced)
-        x, y = SPAWN[0] + radius * math.cos(angle), SPAWN[1] + radius * math.sin(angle)
+            self._engine = Engine(self.resolution, self.fenced, self.sky)
+        centre, radius = SPAWN, SPAWN_RADIUS * reach
+        if self.spawn == "away":
+            heading += 180
+        elif self.spawn == "elsewhere":  # drawn last, so that the other worlds' dice stay what they were
+            centre, radius = ELSEWHERE[int(rng.integers(len(ELSEWHERE)))], ELSEWHERE_RADIUS * reach
+        x, y = centre[0] + radius * math.cos(angle), centre[1] + radius * math.sin(angle)
         try:
             self._view = self._engine.new_episode(dice, round(x), round(y), heading)
         except WorldFailed:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from lit_align.envs.jumppads import terrain
 from lit_align.envs.jumppads.terrain import Point, plan, ring
 
-__all__ = ["build_wad", "plan"]
+__all__ = ["SKIES", "build_wad", "plan"]
 
 SKY = 1800
 PLAYER = "Castaway"
@@ -29,11 +29,25 @@ actor {PLAYER} : DoomPlayer
     ReactionTime 0
 }}
 """
-MAPINFO = f"""
-gameinfo {{ playerclasses = "{PLAYER}" }}
-map MAP01 "Three jumppads" {{ sky1 = "SKY1" allowjump allowcrouch }}
-"""
 
+
+@dataclass(frozen=True)
+class Sky:
+    """What the island lies under; nothing but the picture depends on it.
+
+    Attributes:
+        texture: The engine's name for the picture of the sky.
+        light: Light on everything that stands under it but the pads, as a share of the day's.
+    """
+
+    texture: str
+    light: float
+
+
+# Recordings and training have the day: brown clouds. Dusk has red ones, night has stars; both are darker.
+SKIES: dict[str, Sky] = {"day": Sky("SKY1", 1.0), "dusk": Sky("SKY3", 0.75), "night": Sky("SKY4", 0.6)}
+
+GLOW = 255  # pads and their beams give a light of their own under every sky
 START, TREE, ENTER_SECTOR, THRUST_UP = 1, 54, 9998, 128
 
 
@@ -55,8 +69,8 @@ class Area:
 def _pad(centre: Point) -> Area:
     """A round step, and on it the launching plate, from whose rim a beam of light rises."""
     radius = terrain.PAD_RADIUS
-    plate = Area(ring(centre, radius, 12), 32, "AQF044", "AQF044", light=255, beam="PORAN")
-    return Area(ring(centre, radius + 45, 12), 16, "AQF043", "AQF043", light=255, inside=[plate])
+    plate = Area(ring(centre, radius, 12), 32, "AQF044", "AQF044", light=GLOW, beam="PORAN")
+    return Area(ring(centre, radius + 45, 12), 16, "AQF043", "AQF043", light=GLOW, inside=[plate])
 
 
 def island(fenced: bool) -> Area:
@@ -89,9 +103,10 @@ def _block(kind: str, **fields: object) -> str:
 
 
 class _Textmap:
-    """Collects the numbered parts of a UDMF map."""
+    """Collects the numbered parts of a UDMF map, all of it under a share `light` of the day's light."""
 
-    def __init__(self) -> None:
+    def __init__(self, light: float) -> None:
+        self.light = light
         self.parts: dict[str, list[str]] = {"vertex": [], "sector": [], "sidedef": [], "linedef": [], "thing": []}
 
     def add(self, kind: str, **fields: object) -> int:
@@ -105,7 +120,7 @@ class _Textmap:
             heightceiling=area.ceiling,
             texturefloor=area.flat,
             textureceiling="F_SKY1",
-            lightlevel=area.light,
+            lightlevel=area.light if area.light == GLOW else round(self.light * area.light),
         )
         # Lines share their sides, and defaults go unsaid: the engine reads this text at every new episode.
         middle: dict[str, object] = {"texturemiddle": area.beam} if area.beam else {}
@@ -130,9 +145,9 @@ class _Textmap:
         return 'namespace = "zdoom";\n' + "\n".join(line for lines in self.parts.values() for line in lines) + "\n"
 
 
-def textmap(fenced: bool = False) -> str:
+def textmap(fenced: bool = False, sky: str = "day") -> str:
     """The map as UDMF text."""
-    text = _Textmap()
+    text = _Textmap(SKIES[sky].light)
     text.area(island(fenced))
     text.thing(START, terrain.SPAWN, angle=90)
     for tree in terrain.TREES:
@@ -142,23 +157,31 @@ def textmap(fenced: bool = False) -> str:
     return text.text()
 
 
-def _lumps(fenced: bool) -> Iterator[tuple[str, bytes]]:
-    yield "MAPINFO", MAPINFO.encode()
+def _mapinfo(texture: str) -> str:
+    return f"""
+gameinfo {{ playerclasses = "{PLAYER}" }}
+map MAP01 "Three jumppads" {{ sky1 = "{texture}" allowjump allowcrouch }}
+"""
+
+
+def _lumps(fenced: bool, sky: str) -> Iterator[tuple[str, bytes]]:
+    yield "MAPINFO", _mapinfo(SKIES[sky].texture).encode()
     yield "DECORATE", DECORATE.encode()
     yield "MAP01", b""
-    yield "TEXTMAP", textmap(fenced).encode()
+    yield "TEXTMAP", textmap(fenced, sky).encode()
     yield "ENDMAP", b""
 
 
-@lru_cache(maxsize=2)
-def build_wad(fenced: bool = False) -> bytes:
+@lru_cache(maxsize=4)
+def build_wad(fenced: bool = False, sky: str = "day") -> bytes:
     """The bytes of the PWAD that the engine loads.
 
     Args:
         fenced: Nobody can leave the beach for the water.
+        sky: One of `SKIES`.
     """
     body, directory = b"", b""
-    for name, data in _lumps(fenced):
+    for name, data in _lumps(fenced, sky):
         directory += struct.pack("<ii8s", 12 + len(body), len(data), name.encode())
         body += data
     return b"PWAD" + struct.pack("<ii", len(directory) // 16, 12 + len(body)) + body + directory

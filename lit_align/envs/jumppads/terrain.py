@@ -21,6 +21,12 @@ SPAWN_RADIUS = 140.0
 SPAWN_HEADING_SPREAD = 60.0  # degrees to either side of north
 PAD_RADIUS = 120.0
 
+# Where episodes begin: in the yard; there too, but looking the other way; at one of `ELSEWHERE`.
+SPAWNS = ("yard", "away", "elsewhere")
+# On open ground between the yard and the pads, to both sides of the straight lines; no other episode begins there.
+ELSEWHERE: tuple[Point, ...] = ((-1500, -900), (1500, -1000), (-600, -700), (620, -620), (-800, 100), (850, 150))
+ELSEWHERE_RADIUS = 60.0
+
 
 @dataclass(frozen=True)
 class Landmark:
