@@ -62,6 +62,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos.to(x.dtype), swapped, sin.to(x.dtype))
 
 
+def sees_one_frame(config: BackboneConfig) -> bool:
+    """Whether attention has nothing to choose from, so that no keys, positions or memory are needed.
+
+    Not where queries and keys are normalised: the norms' weights would be without a gradient, which DDP does not allow.
+    """
+    return config.context == 1 and not config.qk_norm
+
+
 def make_norm(config: BackboneConfig) -> nn.Module:
     """The normalisation layer that the config names, over `width`."""
     return nn.LayerNorm(config.width) if config.norm == "layernorm" else nn.RMSNorm(config.width, eps=1e-6)
@@ -93,6 +101,11 @@ class Attention(nn.Module):
         rotated = rotate(pairs, cos, sin).permute(2, 0, 3, 1, 4)
         return rotated, values.view(b, t, self.heads, -1).transpose(1, 2)
 
+    def alone(self, x: Tensor) -> Tensor:
+        """What attention makes of frames `(B, T, width)` that see themselves alone: their one value weighs 1."""
+        out: Tensor = self.out(self.qkv(x)[..., 2 * x.shape[-1] :])
+        return out
+
     def merge(self, y: Tensor) -> Tensor:
         """`(B, heads, T, head_width)` to `(B, T, width)`, projected."""
         out: Tensor = self.out(y.transpose(1, 2).flatten(2))
@@ -105,7 +118,7 @@ class Layer(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         hidden = int(config.mlp_ratio * config.width)
-        self.context = config.context
+        self.context, self.alone = config.context, sees_one_frame(config)
         self.norm1 = make_norm(config)
         self.attention = Attention(config)
         self.norm2 = make_norm(config)
@@ -115,9 +128,15 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
         """Whole sequences `(B, T, width)`; `mask` is what `window_mask` made for their length."""
+        if self.alone:
+            return self.after(x + self.attention.alone(self.norm1(x)))
         (q, k), v = self.attention.split(self.norm1(x), cos, sin)
-        x = x + self.attention.merge(window_attention(q, k, v, self.context, mask))
-        return x + self.mlp(self.norm2(x))
+        return self.after(x + self.attention.merge(window_attention(q, k, v, self.context, mask)))
+
+    def after(self, x: Tensor) -> Tensor:
+        """What follows attention `(B, T, width)`."""
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
 
     def step(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, pairs: Tensor, rows: Tensor, slots: Tensor
@@ -129,8 +148,7 @@ class Layer(nn.Module):
         (q, k), v = self.attention.split(self.norm1(x), cos, sin)
         pairs[:, rows, :, slots] = torch.stack((k[:, :, 0], v[:, :, 0]), dim=1).to(pairs.dtype)
         keys, values = pairs.to(q.dtype)
-        x = x + self.attention.merge(attend(q, keys, values, mask))
-        return x + self.mlp(self.norm2(x))
+        return self.after(x + self.attention.merge(attend(q, keys, values, mask)))
 
 
 class Transformer(nn.Module):
@@ -158,9 +176,12 @@ class Transformer(nn.Module):
         Frame t sees frames t - context + 1 to t. `checkpointing` computes each layer again in the backward pass
         instead of keeping its activations.
         """
-        t = torch.arange(x.shape[1], device=x.device)
-        mask = window_mask(x.shape[1], self.config.context, x.device)
-        cos, sin = rotary(t[:, None, None], self.config.width // self.config.heads, self.config.rope_base)
+        if sees_one_frame(self.config):
+            mask, cos, sin = None, x, x  # not looked at
+        else:
+            t = torch.arange(x.shape[1], device=x.device)
+            mask = window_mask(x.shape[1], self.config.context, x.device)
+            cos, sin = rotary(t[:, None, None], self.config.width // self.config.heads, self.config.rope_base)
         for layer in self.layers:
             if checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, x, cos, sin, mask, use_reentrant=False)
@@ -171,6 +192,10 @@ class Transformer(nn.Module):
 
     def step(self, x: Tensor, cache: KVCache) -> Tensor:
         """Embeddings `(B, width)` of each world's next frame to outputs `(B, width)`; advances the cache in place."""
+        if sees_one_frame(self.config):
+            cache.steps += 1
+            seen: Tensor = self(x[:, None])[:, 0]
+            return seen
         steps = cache.steps
         slots = steps % self.config.context
         positions = steps[:, None, None, None]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,45 +18,43 @@ from lit_align.data.modules import Batch, world_of
 from lit_align.data.trajectory import Trajectory
 from lit_align.envs.gym import Observations, make
 from lit_align.errors import UserError
+from lit_align.rollout.steps import Rollout, Steps
 from lit_align.seeds import episode_seeds
 from lit_align.spaces import ActionCodec
 
-
-@dataclass
-class Rollout:
-    """A trajectory and what the update needs of it.
-
-    Attributes:
-        trajectory: The episode.
-        advantage: Of the whole episode: its actions share it.
-        reference: Log-probabilities of every class under the reference policy `(T, heads, widest)`, float32.
-    """
-
-    trajectory: Trajectory
-    advantage: float
-    reference: Tensor
+LONGEST = 64
+"""An iteration of `steps` has at most so many times `episodes` episodes."""
 
 
 class RolloutDataModule(pl.LightningDataModule):
     """Worlds to play in, and the batches of an iteration.
 
     One Lightning epoch is one iteration: `RolloutCallback` plays the episodes and fills the buffer, then the loop draws
-    `epochs` passes of `minibatches` batches over it. Batches are whole episodes.
+    `epochs` passes of `minibatches` batches over it. Batches are whole episodes, or fragments of them.
 
     Args:
         env: Gymnasium id of the world.
         env_args: Arguments that it is made with.
         worlds: Worlds that each process steps together.
-        episodes: Episodes of an iteration, over all processes; a multiple of processes x minibatches.
+        episodes: Episodes of an iteration, over all processes; a multiple of processes x minibatches (of whole
+            episodes) and of processes x group.
         minibatches: Optimizer steps in a pass over the buffer.
         epochs: Passes over the buffer; 1 pass, 1 minibatch and no clipping is REINFORCE.
         validation_episodes: Episodes of `validate`.
         seed: Decides worlds, choices and order.
+        group: Episodes of a group: they start alike (the world's seed is the same) and differ by their choices. With
+            1 each episode has a start of its own, and rloo and grpo compare all episodes of the iteration.
+        steps: Env steps that an iteration should hold: from the second one on, how many episodes it has follows from
+            the mean length of the last one's, at most 64 x `episodes`. None: always `episodes`.
+        fragment: Train on pieces of at most this many env steps, which minibatches share out, in place of whole
+            episodes. The frames that a piece's outputs depend on go before it, so nothing changes but the memory and
+            which steps share a batch.
 
     Attributes:
         codec: The world's action space.
         image_size: Height and width of its frames in pixels; 0 without pixels.
         vector_size: Numbers in its vector observation; 0 without one.
+        burn_in: Frames before a fragment that its outputs depend on, a matter of the network; the stage sets it.
     """
 
     def __init__(
@@ -68,19 +67,28 @@ class RolloutDataModule(pl.LightningDataModule):
         epochs: int = 2,
         validation_episodes: int = 64,
         seed: int = 0,
+        group: int = 1,
+        steps: int | None = None,
+        fragment: int | None = None,
     ) -> None:
         super().__init__()
-        if min(worlds, episodes, minibatches, epochs, validation_episodes) < 1 or episodes % minibatches:
+        counts = (worlds, episodes, minibatches, epochs, validation_episodes, group, steps or 1, fragment or 1)
+        if min(counts) < 1 or (not fragment and episodes % minibatches) or episodes % group or 0 in (steps, fragment):
             raise UserError(
                 f"data.worlds {worlds}, data.episodes {episodes}, data.minibatches {minibatches}, "
-                f"data.epochs {epochs}: "
-                "expected 1 or more, and episodes a multiple of minibatches"
+                f"data.epochs {epochs}, data.validation_episodes {validation_episodes}, data.group {group}, "
+                f"data.steps {steps}, data.fragment {fragment}: "
+                "expected 1 or more, and episodes a multiple of minibatches (unless there are fragments) and of group"
             )
         self.env, self.env_args = env, dict(env_args or {})
         self.worlds, self.episodes, self.minibatches, self.epochs = worlds, episodes, minibatches, epochs
         self.validation_episodes, self.seed = validation_episodes, seed
-        self.buffer: list[Rollout] = []
+        self.group, self.steps, self.fragment = group, steps, fragment
+        self.burn_in = 0
+        self.buffer: Steps | None = None
         self.iteration = 0
+        # The first episode of the next iteration and how many it has, where `steps` decides it.
+        self._next: tuple[int, int] | None = None
         world = self.make_world()  # a wrong id or argument is found before anything is trained
         try:
             self.codec = ActionCodec(world.action_space)
@@ -106,33 +114,78 @@ class RolloutDataModule(pl.LightningDataModule):
     def deal(self, iteration: int) -> list[tuple[int, int]]:
         """This process's episodes of an iteration: (id, seed), every process the same number, dealt out before play."""
         rank, ranks = world_of(self)
-        if self.episodes % (ranks * self.minibatches):
+        if self.episodes % self.unit:
             raise UserError(
-                f"data.episodes is {self.episodes}; expected a multiple of "
-                f"processes x data.minibatches = {ranks} x {self.minibatches}"
+                f"data.episodes is {self.episodes}; expected a multiple of {self.unit}, which {ranks} processes, "
+                f"data.minibatches {self.minibatches} and data.group {self.group} divide"
             )
-        start = iteration * self.episodes
-        seeds = episode_seeds("train", self.seed, self.episodes, start)
-        return [(start + i, seeds[i]) for i in range(rank, self.episodes, ranks)]
+        start, count = self._extent(iteration)
+        seeds = episode_seeds("train", self.seed, count, start)
+        group = self.group
+        return [(start + i, seeds[i - i % group]) for i in range(count) if i // group % ranks == rank]
+
+    @property
+    def unit(self) -> int:
+        """What an iteration's number of episodes must be a multiple of: every process has as many, in whole groups."""
+        _, ranks = world_of(self)
+        return ranks * (self.group if self.fragment else math.lcm(self.group, self.minibatches))
+
+    def _extent(self, iteration: int) -> tuple[int, int]:
+        """An iteration's first episode and number of episodes."""
+        return self._next or (iteration * self.episodes, self.episodes)
+
+    def look_ahead(self, iteration: int, steps: float, episodes: float) -> None:
+        """Decides how many episodes the next iteration has.
+
+        Args:
+            iteration: The one that was just played.
+            steps: Its env steps, over all processes.
+            episodes: Its episodes, over all processes.
+        """
+        if self.steps is None and self._next is None:
+            return
+        start, count = self._extent(iteration)
+        units = self.episodes // self.unit
+        if self.steps is not None:
+            units = min(max(1, math.ceil(self.steps * episodes / (steps * self.unit))), LONGEST * units)
+        self._next = start + count, units * self.unit
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which episodes come next, where `steps` decides it."""
+        return {} if self._next is None else {"next": list(self._next)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from there."""
+        start, count = state_dict["next"]
+        self._next = int(start), int(count)
 
     def fill(self, iteration: int, rollouts: list[Rollout]) -> None:
         """Puts an iteration's rollouts into the buffer, ordered by episode id."""
         self.iteration = iteration
-        self.buffer = sorted(rollouts, key=lambda r: r.trajectory.id)
+        ordered = sorted(rollouts, key=lambda r: r.trajectory.id)
+        self.buffer = Steps(ordered, self.fragment, self.burn_in)
+
+    def largest_batch(self, longest: int) -> tuple[int, int]:
+        """Sequences and frames of each in a batch of one process, if every episode has `longest` env steps."""
+        _, ranks = world_of(self)
+        episodes = max(self.episodes, math.ceil((self.steps or 0) / longest))
+        pieces = episodes // ranks * math.ceil(longest / (self.fragment or longest))
+        frames = min(longest, self.fragment + self.burn_in) if self.fragment else longest
+        return math.ceil(pieces / self.minibatches), frames
 
     def _plan(self, _: int) -> list[list[int]]:
-        count = len(self.buffer)
-        size = count // self.minibatches
+        assert self.buffer is not None, "an iteration fills the buffer before it is trained on"
+        count = len(self.buffer.pieces)
         rank, _ = world_of(self)
         passes = [
-            rng(self.seed, self.iteration, n, rank).permutation(count).reshape(self.minibatches, size)
+            np.array_split(rng(self.seed, self.iteration, n, rank).permutation(count), self.minibatches)
             for n in range(self.epochs)
         ]
-        return [batch.tolist() for order in passes for batch in order]
+        return [batch.tolist() for parts in passes for batch in parts]
 
     def _make(self, picked: list[int]) -> Batch:
-        rollouts = [self.buffer[i] for i in picked]
-        return collate(rollouts)
+        assert self.buffer is not None
+        return self.buffer.batch(picked)
 
     def train_dataloader(self) -> ResumableLoader:
         """`epochs * minibatches` batches an iteration."""
@@ -164,30 +217,6 @@ def pad(trajectories: list[Trajectory], last: bool = False) -> tuple[Tensor, Ten
 def pad_vectors(trajectories: list[Trajectory], last: bool = False) -> Tensor:
     """The vector observations beside the frames of `pad`: `(B, T, V)`, float32, padded on the right."""
     return pad_right([t.vectors if last else t.vectors[:-1] for t in trajectories])
-
-
-def collate(rollouts: list[Rollout]) -> Batch:
-    """Rollouts as one batch, padded on the right.
-
-    Its entries: frames, vectors, actions, log_probs `(B, T)`, reference `(B, T, heads, widest)`, advantages `(B,)`,
-    lengths.
-    """
-    trajectories = [r.trajectory for r in rollouts]
-    frames, lengths = pad(trajectories)
-    steps = frames.shape[1]
-
-    def stack(values: list[Tensor]) -> Tensor:
-        return torch.stack([torch.cat((v, v.new_zeros(steps - len(v), *v.shape[1:]))) for v in values])
-
-    return {
-        "frames": frames,
-        "vectors": pad_vectors(trajectories),
-        "lengths": lengths,
-        "actions": stack([torch.from_numpy(t.actions) for t in trajectories]),
-        "log_probs": stack([torch.from_numpy(t.log_probs) for t in trajectories if t.log_probs is not None]),
-        "reference": stack([r.reference for r in rollouts]),
-        "advantages": torch.tensor([r.advantage for r in rollouts]),
-    }
 
 
 def in_batches(trajectories: list[Trajectory], size: int, run: Callable[[list[Trajectory]], list[Any]]) -> list[Any]:

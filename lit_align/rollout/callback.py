@@ -10,8 +10,9 @@ import torch
 
 from lit_align.data.trajectory import Trajectory
 from lit_align.models.agent import Agent
-from lit_align.rollout.buffer import Rollout, RolloutDataModule
+from lit_align.rollout.buffer import RolloutDataModule
 from lit_align.rollout.sampler import Sampler
+from lit_align.rollout.steps import Rollout
 
 
 class Learner(Protocol):
@@ -19,6 +20,8 @@ class Learner(Protocol):
 
     agent: Agent
     temperature: float
+    counts: tuple[float, float]
+    """Env steps and episodes of the iteration, over all processes, once they are judged."""
 
     def judge(self, trajectories: list[Trajectory]) -> list[Rollout]:
         """Scores the episodes of this process and gives each its advantage."""
@@ -59,6 +62,7 @@ class RolloutCallback(pl.Callback):
         trajectories = sorted(sampler.play(data.deal(trainer.current_epoch)), key=lambda t: t.id)
         seconds = time.perf_counter() - start
         data.fill(trainer.current_epoch, learner.judge(trajectories))  # type: ignore[operator]
+        data.look_ahead(trainer.current_epoch, *learner.counts)  # type: ignore[misc]
         learner.report(trajectories, seconds, sampler.failures - before)  # type: ignore[operator]
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -1,50 +1,77 @@
-"""Alignment: online policy gradient on the learned reward, near a reference policy (paper, section 3.5).
+"""Alignment: online policy gradient on a reward, near a reference policy (paper, section 3.5).
 
-The reward of an episode is undiscounted and shared by all its actions; the baseline is the mean over the iteration's
-episodes. One pass over one minibatch without clipping and KL is REINFORCE, the paper's
-algorithm (its baseline could not be read); more passes reuse the rollouts under
-PPO's ratio clipping (Schulman et al. 2017, arXiv 1707.06347). KL to the frozen reference is exact over independent
-action heads; over autoregressive ones it is the sum of each head's KL given the classes that were chosen before it, an
-estimate (unbiased while the policy is the one that played) that is logged as `policy/kl_conditional`.
+One loop for every estimator of the advantage. `reinforce`, the paper's algorithm (its baseline could not be read): the
+undiscounted return of the episode, shared by all its actions, minus the mean over the iteration's episodes. `rloo` and
+`grpo` compare the episodes of a group, `ppo` has a value head on the agent's trunk: see
+`lit_align.rollout.advantages`. More passes than one reuse the rollouts under PPO's ratio clipping (Schulman et al.
+2017, arXiv 1707.06347). KL to the frozen reference is exact over independent action heads; over autoregressive ones it
+is the sum of each head's KL given the classes that were chosen before it, an estimate (unbiased while the policy is the
+one that played) that is logged as `policy/kl_conditional`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from torchmetrics import MaxMetric, MeanMetric, Metric
+from torch import Tensor, nn
 
 from lit_align.data.modules import Batch
 from lit_align.data.trajectory import Trajectory
-from lit_align.errors import UserError
+from lit_align.errors import UserError, raise_all
 from lit_align.models.agent import Agent, entropy, gather_log_prob, kl_divergence
-from lit_align.models.reward import RewardModel
-from lit_align.rollout.buffer import Rollout, in_batches, pad, pad_vectors
+from lit_align.models.value import ValueHead
+from lit_align.rollout.advantages import Estimator, totals
 from lit_align.rollout.callback import tensor_sum
+from lit_align.rollout.judge import NO_REFERENCE, Judge
+from lit_align.rollout.rewards import Rewards
+from lit_align.rollout.steps import Rollout
+from lit_align.stages.align_checks import check_networks, wrong_options
 from lit_align.stages.base import Stage, channels_last, need_folder, step_mask
+from lit_align.stages.best import BestWeights
 from lit_align.stages.optim import OptimizerConfig
+from lit_align.stages.policy_loss import UpdateMeans, adapted, surrogate, value_error
 from lit_align.stages.training import TrainConfig
 
 
 class Align(Stage):
-    """Policy gradient with a batch baseline, ratio clipping and an exact KL penalty.
+    """Policy gradient on a learned or a given reward, with ratio clipping and an exact KL penalty.
 
     Args:
-        reward_model: Folder of the reward model.
-        reference: Folder of the frozen reference policy; None takes `init_from`.
+        reward_model: Folder of the reward model; or `env`, the world's own reward of each step; or
+            `package.module:function`, a Python function from a `Trajectory` to the rewards of its steps `(T,)`.
+        rewards: Several of these with their weights, in place of `reward_model`.
+        pessimism: A reward model's reward is the mean over its heads minus this many of their standard deviations.
+        estimator: Of the advantage. `reinforce`: return minus the mean over the iteration; `rloo`: minus the mean of
+            the other episodes of the group; `grpo`: minus the group's mean, over its standard deviation; `ppo`:
+            generalised advantage estimation with a value head.
+        gamma: Discount of a step, of ppo; the others are undiscounted.
+        gae_lambda: Of ppo: 0 trusts the value head, 1 the rewards that came.
+        value_coefficient: Of the value head's squared error in the loss, of ppo.
+        value_clip: Values may move this far in an iteration before their error stops falling, of ppo; None for no
+            clipping.
+        reference: Folder of the frozen reference policy; None takes `init_from`; `none` goes without: nothing is
+            computed for it, and there is no KL.
         temperature: Sampling temperature of the policy that plays and is trained.
         clip: Ratios are clipped to [1 - clip, 1 + clip]; None for no clipping.
         kl: Coefficient of KL(policy || reference), in nats a step.
+        kl_target: KL (nats a step) to steer to: after each iteration the coefficient rises or falls by up to 2 %,
+            starting from `kl`. None keeps it.
+        max_kl: Stop when an iteration's mean KL (nats a step) is above this, and leave the best agent; None for no
+            budget.
+        leave: Which agent the run leaves, where the KL budget was not spent: the `last`, or the `best`, as it was when
+            it played the iteration of the highest mean reward (with KL within the budget, where there is one).
         entropy: Coefficient of an entropy bonus, in nats a step.
-        max_kl: Stop when an iteration's mean KL (nats a step) is above this; None for no budget.
-        train: What of the network trains (the paper: the last layer alone, `parameters: heads`), and how it runs.
-        scale_advantages: Divide advantages by their standard deviation over the iteration.
+        train: What of the network trains (the paper: the last layer alone, `parameters: heads`), and how it runs. A
+            value head always trains.
+        scale_advantages: Divide advantages by their standard deviation over the iteration; those of ppo have their mean
+            taken off before.
+        min_std: With `scale_advantages`, divide by no less than this (a reward model's rewards had a standard deviation
+            of 1 when it was made): where nearly all episodes earn the same, what still sets them apart is noise.
         optimizer: Optimiser and schedule.
         init_from: Folder of the agent to align.
         random_init: Take its architecture only.
@@ -62,35 +89,69 @@ class Align(Stage):
 
     def __init__(
         self,
-        reward_model: str,
+        reward_model: str | None = None,
+        rewards: dict[str, float] | None = None,
+        pessimism: float = 0.0,
+        estimator: Estimator = "reinforce",
+        gamma: float = 1.0,
+        gae_lambda: float = 0.95,
+        value_coefficient: float = 0.5,
+        value_clip: float | None = None,
         reference: str | None = None,
         temperature: float = 1.0,
         clip: float | None = 0.2,
         kl: float = 0.02,
-        entropy: float = 0.0,
+        kl_target: float | None = None,
         max_kl: float | None = None,
+        leave: Literal["last", "best"] = "last",
+        entropy: float = 0.0,
         train: TrainConfig | None = None,
         scale_advantages: bool = False,
+        min_std: float = 0.0,
         optimizer: OptimizerConfig | None = None,
         init_from: str | None = None,
         random_init: bool = False,
     ) -> None:
         super().__init__(need_folder(init_from, "alignment"), random_init, optimizer, train)
-        if temperature <= 0 or (clip is not None and clip <= 0):
-            raise UserError(f"model.temperature is {temperature} and model.clip {clip}; expected more than 0")
-        self.reward_folder, self.reference_folder = reward_model, reference
-        self.temperature, self.clip, self.kl, self.entropy, self.max_kl = temperature, clip, kl, entropy, max_kl
-        self.scale_advantages = scale_advantages
+        self.sources = dict(rewards or {}) if reward_model is None else {reward_model: 1.0}
+        self.pessimism, self.estimator = pessimism, estimator
+        self.gamma, self.gae_lambda = gamma, gae_lambda
+        self.value_coefficient, self.value_clip = value_coefficient, value_clip
+        self.reference_folder = reference
+        self.temperature, self.clip, self.kl, self.entropy = temperature, clip, kl, entropy
+        self.kl_target, self.max_kl, self.leaves = kl_target, max_kl, leave
+        self.scale_advantages, self.min_std = scale_advantages, min_std
+        errors = wrong_options(self)
+        if (reward_model is None) == (not rewards):
+            errors.append(
+                f"model.reward_model is {reward_model} and model.rewards {rewards}; expected exactly one of them: a "
+                "reward model's folder, `env` or `package.module:function`, or several of these with weights"
+            )
+        raise_all(errors)
         self.agent: Agent | None = None
+        self.value_head: ValueHead | None = None
         # Frozen networks stay out of the module's parameters: not in checkpoints, not in the optimizer, not wrapped by
         # a strategy.
         self._frozen: dict[str, Any] = {}
         self.env_steps = 0
+        self.kl_coefficient = kl
         self._last_kl = 0.0
-        self._counts = (1.0, 1.0)
-        names = ("kl", "entropy", "clip_fraction")
-        self.means = torch.nn.ModuleDict({name: MeanMetric() for name in names})
-        self.means["log_prob_gap"] = MaxMetric()
+        self._best = BestWeights()
+        self.counts = (1.0, 1.0)
+        optional = {"policy/kl": self.has_reference, "value/loss": estimator == "ppo"}
+        self.means = UpdateMeans(
+            ("policy/entropy", "policy/clip_fraction", *(name for name, there in optional.items() if there))
+        )
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether there is a policy to stay near."""
+        return self.reference_folder != NO_REFERENCE
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the best weights so far are kept, since they may be what the run leaves."""
+        return self.leaves == "best" or self.max_kl is not None
 
     @property
     def model(self) -> Agent:
@@ -98,97 +159,81 @@ class Align(Stage):
         assert self.agent is not None, "the agent is built by configure_model"
         return self.agent
 
+    @property
+    def trained(self) -> nn.Module:
+        """The agent, and the value head."""
+        return self.model if self.value_head is None else nn.ModuleList([self.model, self.value_head])
+
     def setup(self, stage: str) -> None:
-        """Refuses precisions in which the log-probabilities of play and of training differ."""
+        """Refuses precisions in which the log-probabilities of play and of training differ, and groups of one."""
+        errors = []
         if str(self.trainer.precision) != "32-true":
-            raise UserError(
+            errors.append(
                 f"trainer.precision is {self.trainer.precision}; align needs 32-true: in fewer bits the policy that is "
                 "trained is not the policy that played, and its ratios do not start at 1"
             )
+        data = self.data()
+        if self.estimator in ("rloo", "grpo") and data.episodes < 2:
+            errors.append(
+                f"model.estimator is {self.estimator} with data.episodes {data.episodes}; expected two or more, to "
+                "compare them"
+            )
+        raise_all(errors)
 
     def configure_model(self) -> None:
-        """Loads the agent, the reference and the reward model, and checks that they fit the world."""
+        """Loads the agent, the reference and the reward models, and checks that they fit the world."""
         if self.agent is not None:
             return
         assert self.init_from is not None
         data = self.data()
         agent = Agent.load(self.init_from, random_init=self.random_init)
-        reward = RewardModel.load(self.reward_folder)
-        if agent.codec != data.codec:
-            raise UserError(f"the agent of '{self.init_from}' acts on {agent.codec}; {data.env} takes {data.codec}")
-        reference = Agent.load(self.reference_folder or self.init_from)
-        if reference.codec != agent.codec:
-            raise UserError(
-                f"the reference acts on {reference.codec}, the agent on {agent.codec}; they must be the same"
-            )
-        for what, network in (("agent", agent), ("reference", reference), ("reward model", reward)):
-            sees = (network.config.image_size, network.config.vector_size)
-            if sees != (data.image_size, data.vector_size):
-                raise UserError(
-                    f"the {what} sees {sees[0]} pixels and a vector of {sees[1]} numbers, {data.env} shows "
-                    f"{data.image_size} and {data.vector_size}: make the world show that (the island takes "
-                    "--data.env_args '{size: N}') or retrain"
-                )
+        rewards = Rewards(self.sources, self.pessimism)
+        reference = Agent.load(self.reference_folder or self.init_from) if self.has_reference else None
+        check_networks(self.init_from, agent, reference, rewards.models, data)
         self._parent = agent.info
         self.agent = self.ready(agent)
-        self._frozen = {"reference": reference, "reward": reward}
-        for frozen in (reference, reward):
+        if self.estimator == "ppo":
+            self.value_head = ValueHead(agent.config.width)
+            if self.train_config.compile:
+                agent.backbone.compile(dynamic=True)  # features are asked for here, not of the agent
+        data.burn_in = agent.config.receptive_field - 1
+        judge = Judge(rewards, reference, self.estimator, data.group, self.gamma, self.gae_lambda)
+        judge.scale, judge.min_std, judge.temperature = self.scale_advantages, self.min_std, self.temperature
+        self._frozen = {"judge": judge}
+        for frozen in judge.networks:
             channels_last(frozen.eval().requires_grad_(False))
 
     def on_fit_start(self) -> None:
         """Moves the frozen networks to the device."""
-        for network in self._frozen.values():
+        for network in self._frozen["judge"].networks:
             network.to(self.device)
 
     on_validation_start = on_fit_start
     on_test_start = on_fit_start
 
-    @torch.no_grad()
-    def rewards_of(self, trajectories: list[Trajectory]) -> Tensor:
-        """Normalised rewards of whole episodes `(n,)`, float32, on the CPU."""
-        reward: RewardModel = self._frozen["reward"]
+    def on_train_epoch_start(self) -> None:
+        """Keeps the weights that play the iteration, where they may be what the run leaves."""
+        if self.keeps_best:
+            self._best.begin(self.model)
+        super().on_train_epoch_start()
 
-        def run(part: list[Trajectory]) -> list[Tensor]:
-            frames, lengths = pad(part, last=True)
-            seen = (frames.to(self.device), lengths.to(self.device), pad_vectors(part, last=True).to(self.device))
-            return list(reward.normalise(reward(*seen)).mean(1).cpu())
-
-        return torch.stack(in_batches(trajectories, 16, run))
-
-    @torch.no_grad()
     def judge(self, trajectories: list[Trajectory]) -> list[Rollout]:
-        """Advantages (reward minus the mean over all processes' episodes) and the reference's log-probabilities."""
-        rewards = self.rewards_of(trajectories)
-        steps = sum(len(t) for t in trajectories)
-        sums = torch.tensor(
-            [rewards.sum(), rewards.square().sum(), len(rewards), steps], dtype=torch.float64, device=self.device
-        )
-        total, squares, count, all_steps = tensor_sum(self.trainer, sums).tolist()
-        mean = total / count
-        std = max(squares / count - mean**2, 0.0) ** 0.5
-        advantages = (rewards - mean) / (std + 1e-6 if self.scale_advantages else 1.0)
-        self._counts = (all_steps, count)
-        self._reward = (mean, std)
-        self.env_steps += int(all_steps)
-        reference: Agent = self._frozen["reference"]
-
-        def run(part: list[Trajectory]) -> list[Tensor]:
-            frames, lengths = pad(part)
-            actions = pad_sequence([torch.from_numpy(t.actions) for t in part], batch_first=True)
-            seen = (frames.to(self.device), pad_vectors(part).to(self.device), actions.to(self.device))
-            log_probs = reference(*seen, self.temperature).cpu()
-            return [row[:n].clone() for row, n in zip(log_probs, lengths, strict=True)]
-
-        references = in_batches(trajectories, 16, run)
-        return [Rollout(t, float(a), r) for t, a, r in zip(trajectories, advantages, references, strict=True)]
+        """What the update needs of this process's episodes of an iteration."""
+        judge = self._frozen["judge"]
+        rollouts: list[Rollout] = judge(trajectories, self.model, self.value_head, partial(tensor_sum, self.trainer))
+        self.counts = (judge.steps, judge.returns.count)
+        self.env_steps += int(judge.steps)
+        return rollouts
 
     def report(self, trajectories: list[Trajectory], seconds: float, failures: int) -> None:
-        """Logs the iteration's play: learned reward, true outcomes, speed."""
-        values = {"reward/mean": self._reward[0], "reward/std": self._reward[1], "env_steps": float(self.env_steps)}
+        """Logs the iteration's play: reward, true outcomes, speed."""
+        judge = self._frozen["judge"]
+        values = {"reward/mean": judge.returns.mean, "reward/std": judge.returns.std}
+        values |= {"env_steps": float(self.env_steps), **judge.facts}
         values |= {f"outcome/{outcome}": rate for outcome, rate in self._rates(trajectories).items()}
         values |= {
-            "rollout/env_steps_per_s": self._counts[0] / seconds,
-            "rollout/episode_steps": self._counts[0] / self._counts[1],
+            "rollout/env_steps_per_s": self.counts[0] / seconds,
+            "rollout/episode_steps": self.counts[0] / self.counts[1],
         }
         values["rollout/failures"] = float(failures)
         self._play = values
@@ -210,50 +255,66 @@ class Align(Stage):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The clipped surrogate over the minibatch, per env step of the iteration."""
         data = self.data()
-        log_probs = self.model(batch["frames"], batch["vectors"], batch["actions"], self.temperature)
+        log_probs, values = self._policy_and_values(batch)
         mask = step_mask(batch["lengths"], log_probs.shape[1])
+        if "skip" in batch:
+            mask &= ~step_mask(batch["skip"], log_probs.shape[1])  # frames before a fragment
         change = (gather_log_prob(log_probs, batch["actions"]) - batch["log_probs"]) * mask
-        ratio = change.exp()
-        advantages = batch["advantages"][:, None]
-        surrogate = ratio * advantages
-        if self.clip is not None:
-            surrogate = torch.minimum(surrogate, ratio.clamp(1 - self.clip, 1 + self.clip) * advantages)
-        kl, bonus = kl_divergence(log_probs, batch["reference"]), entropy(log_probs)
+        gain, ratio = surrogate(change, batch["advantages"], self.clip)
+        with torch.set_grad_enabled(self.entropy != 0):
+            bonus = entropy(log_probs)
+        clipped = torch.zeros_like(mask) if self.clip is None else (ratio.detach() - 1).abs() > self.clip
+        means = [bonus, clipped]
+        cost = -gain
+        if self.has_reference:
+            with torch.set_grad_enabled(self.kl_coefficient != 0):
+                kl = kl_divergence(log_probs, batch["reference"])
+            cost = self.kl_coefficient * kl - gain
+            means.append(kl)
+        if self.entropy:
+            cost = cost - self.entropy * bonus
+        if values is not None:
+            error = value_error(values, batch["values"], batch["returns"], self.value_clip)
+            cost = cost + self.value_coefficient * error
+            means.append(error)
+        # Before the first update the trainer must find the log-probabilities that the sampler recorded.
+        self.means.update(means, mask, change.detach().abs().max() if batch_idx == 0 else None)
         # Every minibatch is divided by the iteration's mean number of steps in one, so that each env step weighs the
         # same on every process.
-        steps = self._counts[0] / (data.minibatches * self.trainer.world_size)
-        loss: Tensor = (mask * (self.kl * kl - surrogate - self.entropy * bonus)).sum() / steps
-        with torch.no_grad():
-            count = mask.sum()
-            self.mean_of("kl").update((kl * mask).sum() / count, count)
-            self.mean_of("entropy").update((bonus * mask).sum() / count, count)
-            clipped = torch.zeros_like(mask) if self.clip is None else (ratio - 1).abs() > self.clip
-            self.mean_of("clip_fraction").update((clipped & mask).sum() / count, count)
-            if batch_idx == 0:
-                # Before the first update the trainer must find the log-probabilities that the sampler recorded.
-                self.mean_of("log_prob_gap").update(change.abs().max())
+        steps = self.counts[0] / (data.minibatches * self.trainer.world_size)
+        loss: Tensor = (mask * cost).sum() / steps
         return loss
 
-    def mean_of(self, name: str) -> Metric:
-        """A metric that is gathered over an iteration."""
-        metric = self.means[name]
-        assert isinstance(metric, Metric)
-        return metric
+    def _policy_and_values(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities `(B, T, heads, widest)` and values `(B, T)`, of one forward through the trunk."""
+        if self.value_head is None:
+            return self.model(batch["frames"], batch["vectors"], batch["actions"], self.temperature), None
+        features = self.model.backbone(batch["frames"], batch["vectors"])
+        return self.model.log_probs_of(features, batch["actions"], self.temperature), self.value_head(features)
 
     def on_train_epoch_end(self) -> None:
-        """Logs the iteration, and stops the run when the KL budget is spent."""
-        means = {name: self.mean_of(name) for name in self.means}
-        values = {f"policy/{name}": metric.compute() for name, metric in means.items()}
-        self._last_kl = float(values["policy/kl"])
-        if not (self.model.head.exact_kl and self._frozen["reference"].head.exact_kl):
+        """Logs the iteration, keeps the best, steers the KL, and stops the run when the KL budget is spent."""
+        values = {name: float(value) for name, value in self.means.compute().items()}
+        self.means.reset()
+        self._last_kl = values.get("policy/kl", 0.0)
+        if self.kl_target is not None:
+            values["policy/kl_coefficient"] = self.kl_coefficient
+            self.kl_coefficient = adapted(self.kl_coefficient, self._last_kl, self.kl_target)
+        judge: Judge = self._frozen["judge"]
+        if judge.reference is not None and not (self.model.head.exact_kl and judge.reference.head.exact_kl):
             values["policy/kl_conditional"] = values.pop("policy/kl")  # an estimate, and called one
-        for metric in means.values():
-            metric.reset()
-        self.log_dict({**self._play, **values, "iteration": float(self.trainer.current_epoch)}, rank_zero_only=False)
+        iteration = self.trainer.current_epoch
+        self.log_dict({**self._play, **values, "iteration": float(iteration)}, rank_zero_only=False)
+        if self.keeps_best and not self._spent:
+            self._best.offer(iteration, judge.returns.mean)
         self._stop_when_spent()
 
+    @property
+    def _spent(self) -> bool:
+        return self.max_kl is not None and self._last_kl > self.max_kl
+
     def _stop_when_spent(self) -> None:
-        if self.max_kl is not None and self._last_kl > self.max_kl:
+        if self._spent:
             self.trainer.should_stop = True
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -264,21 +325,28 @@ class Align(Stage):
         played = list(callback.sampler(self.trainer, self).play([(int(i), int(s)) for i, s in batch["episodes"]]))
         rates = {f"val/{outcome}": rate for outcome, rate in self._rates(played).items()}
         self.log_dict(rates, batch_size=len(played))
-        self.log("val/reward", self.rewards_of(played).mean(), batch_size=len(played), sync_dist=True, prog_bar=True)
+        reward = totals(self._frozen["judge"].rewards(played).rewards).mean()
+        self.log("val/reward", reward, batch_size=len(played), sync_dist=True, prog_bar=True)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """The same with the seeds of the final evaluation."""
         self.validation_step(batch, batch_idx)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the counters."""
+        """Keeps the counters, the KL's coefficient and the best weights."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["lit_align"] |= {"env_steps": self.env_steps, "kl": self._last_kl}
+        kept = {"env_steps": self.env_steps, "kl": self._last_kl, "kl_coefficient": self.kl_coefficient}
+        checkpoint["lit_align"] |= kept | ({"best": self._best.state_dict()} if self.keeps_best else {})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Goes on counting; refuses to train on from within an iteration, whose rollouts no checkpoint holds."""
         super().on_load_checkpoint(checkpoint)
-        self.env_steps, self._last_kl = checkpoint["lit_align"]["env_steps"], checkpoint["lit_align"].get("kl", 0.0)
+        kept = checkpoint["lit_align"]
+        self.env_steps, self._last_kl = kept["env_steps"], kept.get("kl", 0.0)
+        if "best" in kept:
+            self._best.load_state_dict(kept["best"])
+        if self.kl_target is not None:
+            self.kl_coefficient = kept.get("kl_coefficient", self.kl)
         if self.trainer.state.fn != TrainerFn.FITTING:
             return
         epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
@@ -290,11 +358,18 @@ class Align(Stage):
         self._stop_when_spent()
 
     def export(self, folder: str | Path) -> None:
-        """Writes `agent/`."""
-        facts = {
+        """Writes `agent/`: the last one, or the best one where that is asked for or the KL budget was spent."""
+        facts: dict[str, Any] = {
             "env_steps": self.env_steps,
             "env": self.data().env,
-            "reward_model": Path(self.reward_folder).parent.name,
+            "reward_model": ", ".join(self._frozen["judge"].rewards.names),
+            "estimator": self.estimator,
             "temperature": self.temperature,
         }
+        if self.leaves == "best" or self._spent:
+            self._best.restore(self.model)
+            facts["best_iteration"] = self._best.iteration
         self.leave(folder, facts)
+        from lit_align.evaluation import over_optimisation  # draws; training need not wait for it
+
+        over_optimisation.leave(folder, over_optimisation.wanted(self._frozen["judge"].rewards))

@@ -63,12 +63,17 @@ class Stage(pl.LightningModule):
     def model(self) -> Agent | RewardModel:
         """The network that trains and that the stage leaves."""
 
+    @property
+    def trained(self) -> nn.Module:
+        """What the optimizer trains: the network, and what a stage needs beside it."""
+        return self.model
+
     def configure_optimizers(self) -> Any:
         """The optimiser over the parameters that train, and its schedule."""
         trainer = self.trainer
         scaler = getattr(trainer.precision_plugin, "scaler", None) is not None
         clips = bool(trainer.gradient_clip_val)
-        return self.optimizer.build(self.model, trainer.estimated_stepping_batches, scaler, clips)
+        return self.optimizer.build(self.trained, trainer.estimated_stepping_batches, scaler, clips)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """The moving average of the weights, where one is asked for; called before anything is read."""

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lit_align.data.trajectory import Trajectory
-from lit_align.rollout.buffer import Rollout, collate
+from lit_align.rollout.steps import Rollout, collate
 from lit_align.stages.fake import Imitation
 
 STEP = "memory of one training step (MB)"
@@ -137,10 +137,12 @@ def of_run(imitation: Imitation) -> Memory:
     """
     data: Any = imitation.trainer.datamodule  # type: ignore[attr-defined]
     if hasattr(data, "fill"):  # batches come from play, and there was none yet
-        episodes = data.episodes // (imitation.trainer.world_size * data.minibatches)
-        whole = imitation.batch(_one_step(data), episodes, _longest_episode(data))
-        # Beside the batch: the buffer that it is drawn from, and the copy of the agent that plays.
-        return estimate(imitation, whole, waiting=data.minibatches, copies=1)
+        stage: Any = imitation.stage
+        sequences, frames = data.largest_batch(_longest_episode(data))
+        batch = imitation.batch(_one_step(data, stage.has_reference, stage.estimator == "ppo"), sequences, frames)
+        # Beside the batch: the buffer that it is drawn from, and the copy of the agent that plays (and, where the best
+        # weights are kept, these and those that play).
+        return estimate(imitation, batch, waiting=data.minibatches, copies=3 if stage.keeps_best else 1)
     batch = next(iter(data.train_dataloader()))
     rows: int | None = None
     steps: int | None = None
@@ -148,7 +150,7 @@ def of_run(imitation: Imitation) -> Memory:
         steps = min(data.window, int(data.lengths(data.train_episodes).max()))
     elif hasattr(data, "train_pairs"):
         ids = np.unique(np.concatenate((data.train_pairs.chosen, data.train_pairs.rejected)))
-        rows = min(2 * data.pairs, len(ids))
+        rows = min(data.rows_of_a_batch, len(ids))
         steps = 1 + max(int(data.cache.lengths[data.cache.dataset.index_of(int(i))]) for i in ids)
     return estimate(imitation, imitation.batch(batch, rows, steps))
 
@@ -164,8 +166,8 @@ def _longest_episode(data: Any) -> int:
     return int(limit)
 
 
-def _one_step(data: Any) -> dict[str, Any]:
-    """The batch of one episode of one step."""
+def _one_step(data: Any, reference: bool, values: bool) -> dict[str, Any]:
+    """The batch of one episode of one step, with what a reference or a value head adds to it."""
     size, classes = data.image_size, data.codec.sizes
     played = Trajectory(
         frames=np.zeros((2, size, size, 3), np.uint8),
@@ -174,7 +176,9 @@ def _one_step(data: Any) -> dict[str, Any]:
         vectors=np.zeros((2, data.vector_size), np.float32),
         log_probs=np.zeros(1, np.float32),
     )
-    return collate([Rollout(played, 0.0, torch.zeros(1, len(classes), max(classes)))])
+    known = torch.zeros(1, len(classes), max(classes)) if reference else None
+    one = torch.zeros(1)
+    return collate([Rollout(played, one, known, *((one, one) if values else ()))])
 
 
 def estimate(imitation: Imitation, batch: dict[str, Any], waiting: int = 0, copies: int = 0) -> Memory:

@@ -36,6 +36,19 @@ def test_all_actions_together_have_probability_one(kind, temperature):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("sizes", [(5,), (3, 3), (2, 5, 3)])
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+def test_logits_of_each_head_stand_in_its_row(sizes, temperature):
+    made = make_heads(PolicyConfig("independent"), 8, sizes)
+    logits = torch.randn(4, 6, sum(sizes))
+    log_probs = made.spread(logits, temperature)
+    assert log_probs.shape == (4, 6, len(sizes), max(sizes))
+    for h, part in enumerate(logits.split(sizes, -1)):
+        torch.testing.assert_close(log_probs[..., h, : sizes[h]], (part / temperature).log_softmax(-1))
+        assert (log_probs[..., h, sizes[h] :].exp() == 0).all()
+
+
+@torch.no_grad()
 def test_later_heads_depend_on_earlier_classes_only():
     made, features = heads("autoregressive"), torch.randn(8)
     for a in EVERY:

@@ -8,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lit_align.models.agent import Agent
+from lit_align.models.attention import window_attention, window_mask
 from lit_align.models.config import BackboneConfig
 from lit_align.models.heads import PolicyConfig
 from lit_align.models.transformer import Layer, Transformer, rotary, rotate
@@ -49,6 +50,25 @@ def brute_force(transformer: Transformer, x: torch.Tensor) -> torch.Tensor:
         x = x + layer.attention.out(out)
         x = x + layer.mlp(layer.norm2(x))
     return transformer.norm(x)
+
+
+@pytest.mark.parametrize("steps", [1, 5, 11])
+def test_a_network_that_sees_one_frame_gives_what_attention_over_one_frame_gives(steps):
+    transformer = make_agent(context=1).backbone.transformer
+    x = torch.randn(2, steps, TINY.width)
+    positions = rotary(torch.arange(steps)[:, None, None], TINY.width // TINY.heads, TINY.rope_base)
+    mask = window_mask(steps, 1, x.device)
+    y = x
+    for layer in transformer.layers:
+        (q, k), v = layer.attention.split(layer.norm1(y), *positions)
+        y = y + layer.attention.merge(window_attention(q, k, v, 1, mask))
+        y = y + layer.mlp(layer.norm2(y))
+    y = transformer.norm(y)
+    assert torch.equal(transformer(x), y)
+    weights, parameters = torch.randn_like(y), list(transformer.parameters())
+    found, expected = (torch.autograd.grad((out * weights).sum(), parameters) for out in (transformer(x), y))
+    for a, b in zip(found, expected, strict=True):  # but for the rounding of a softmax over one score
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

@@ -1,21 +1,28 @@
 """Batches of online RL, and a world of numbers alone all the way from play to evaluation."""
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lit_align.cli import main
 from lit_align.data.trajectories import TrajectoryDataset
+from lit_align.errors import UserError
 from lit_align.evaluation.footage import read_index
 from lit_align.evaluation.video import read_mp4
 from lit_align.models.agent import Agent
 from lit_align.models.reward import RewardModel
-from lit_align.rollout.buffer import Rollout, RolloutDataModule, pad, pad_vectors
+from lit_align.rollout.buffer import RolloutDataModule, pad, pad_vectors
 from lit_align.rollout.sampler import Sampler
-from tests.helpers import SIZE, tiny_agent
+from lit_align.rollout.steps import Rollout, Steps
+from lit_align.seeds import episode_seeds
+from tests.helpers import SIZE, made_up, tiny_agent
 
 LIGHT = "tests.helpers:LitAlign-test/Light-v0"
 WORLDS = {
@@ -34,14 +41,17 @@ def test_a_batch_holds_whole_episodes_with_what_was_seen(name):
     with Sampler(agent, data.make_world, 3) as sampler:
         played = {t.id: t for t in sampler.play(data.deal(0))}
     size, widest = data.image_size, max(data.codec.sizes)
-    data.fill(0, [Rollout(t, float(i), torch.zeros(len(t), len(data.codec.sizes), widest)) for i, t in played.items()])
+    known = {i: torch.zeros(len(t), len(data.codec.sizes), widest) for i, t in played.items()}
+    data.fill(0, [Rollout(t, torch.full((len(t),), float(i)), known[i]) for i, t in played.items()])
     seen = []
     for batch in data.train_dataloader():
         longest = int(batch["lengths"].max())
         assert batch["frames"].shape == (4, longest, size, size, 3)
         assert batch["vectors"].shape == (4, longest, data.vector_size)
         assert batch["vectors"].dtype == torch.float32
-        for row, (i, length) in enumerate(zip(batch["advantages"].tolist(), batch["lengths"].tolist(), strict=True)):
+        for row, (i, length) in enumerate(
+            zip(batch["advantages"][:, 0].tolist(), batch["lengths"].tolist(), strict=True)
+        ):
             one = played[int(i)]
             assert length == len(one)
             for part, want in (("frames", one.frames), ("vectors", one.vectors)):
@@ -62,6 +72,108 @@ def test_a_batch_holds_whole_episodes_with_what_was_seen(name):
     for row, one in enumerate(episodes):
         assert np.array_equal(frames[row, : lengths[row]], one.frames)
         assert np.array_equal(vectors[row, : lengths[row]], one.vectors)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 10), st.integers(0, 12))
+def test_fragments_hold_every_step_once_with_the_frames_before_it(lengths, fragment, burn_in):
+    space = spaces.MultiDiscrete([3, 2])
+    episodes = [made_up(i, n, space=space, size=0, vector=2) for i, n in enumerate(lengths)]
+    rollouts = [Rollout(t, torch.from_numpy(t.rewards), returns=torch.arange(len(t)) * 1.0) for t in episodes]
+    steps = Steps(rollouts, fragment, burn_in)
+    batch = steps.batch(range(len(steps.pieces)))
+    assert {len(column) for column in batch.values()} == {len(steps.pieces)}
+    row = 0
+    for one in episodes:
+        for start in range(0, len(one), fragment):
+            end, before = min(start + fragment, len(one)), min(start, burn_in)
+            assert (int(batch["skip"][row]), int(batch["lengths"][row])) == (before, end - start + before)
+            inside = slice(start - before, end)
+            parts: dict[str, Any] = {
+                "frames": one.frames,
+                "vectors": one.vectors,
+                "actions": one.actions,
+                "log_probs": one.log_probs,
+            }
+            for name, values in {**parts, "advantages": one.rewards, "returns": np.arange(len(one))}.items():
+                assert np.array_equal(batch[name][row, : end - start + before], values[inside]), name
+                assert not batch[name][row, end - start + before :].any()
+            row += 1
+    assert row == len(steps.pieces)
+    assert "values" not in batch
+    nothing = steps.batch([])
+    assert torch.equal(nothing["skip"], nothing["lengths"])
+
+
+def modules(ranks: int, **options) -> list[RolloutDataModule]:
+    """The data module of each process."""
+    found = [RolloutDataModule("CartPole-v1", **options) for _ in range(ranks)]
+    for rank, data in enumerate(found):
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=ranks)  # type: ignore[assignment]
+    return found
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.integers(1, 3),
+    st.sampled_from([1, 2, 5]),
+    st.sampled_from([1, 2]),
+    st.booleans(),
+    st.lists(st.integers(1, 400), min_size=3, max_size=3),
+)
+def test_episodes_are_dealt_once_in_groups_that_share_a_world_seed(ranks, group, minibatches, cut, lengths):
+    options = {"episodes": ranks * group * minibatches * 2, "minibatches": minibatches, "group": group}
+    parts = modules(ranks, steps=1000, fragment=8 if cut else None, **options)
+    unit = ranks * (group if cut or group % minibatches == 0 else group * minibatches)
+    seen: list[int] = []
+    seeds: dict[int, int] = {}
+    for iteration, length in enumerate(lengths):
+        dealt = [data.deal(iteration) for data in parts]
+        assert len({len(mine) for mine in dealt}) == 1
+        for mine in dealt:
+            ids = [i for i, _ in mine]
+            assert ids == sorted(ids)
+            for at in range(0, len(ids), group):  # side by side, in one process
+                assert ids[at : at + group] == list(range(ids[at], ids[at] + group))
+                assert len({seed for _, seed in mine[at : at + group]}) == 1
+            seeds.update(mine)
+        together = sorted(i for mine in dealt for i, _ in mine)
+        assert together == list(range(len(seen), len(seen) + len(together)))
+        seen += together
+        if iteration:
+            wanted = -(-1000 // lengths[iteration - 1])  # at that length
+            assert len(together) % unit == 0
+            assert len(together) == min(-(-wanted // unit) * unit, 64 * options["episodes"])
+        for data in parts:
+            data.look_ahead(iteration, length * len(together), len(together))
+        state = parts[0].state_dict()
+        again = RolloutDataModule("CartPole-v1", steps=1000, fragment=8 if cut else None, **options)
+        again.load_state_dict(state)
+        again.trainer = parts[0].trainer
+        assert again.deal(iteration + 1) == parts[0].deal(iteration + 1)
+    assert len(set(seeds.values())) == len(seen) // group
+    assert set(seeds.values()) <= set(episode_seeds("train", 0, len(seen)))
+
+
+def test_a_run_that_asks_for_steps_no_longer_deals_on_without_repeating():
+    (data,) = modules(1, episodes=4, minibatches=2, steps=100)
+    assert data.state_dict() == {}
+    data.look_ahead(0, 40, 4)
+    (plain,) = modules(1, episodes=4, minibatches=2)
+    plain.look_ahead(0, 40, 4)
+    assert plain.state_dict() == {}
+    plain.load_state_dict(data.state_dict())
+    assert [i for i, _ in plain.deal(1)] == list(range(4, 14))
+    plain.look_ahead(1, 100, 10)
+    assert [i for i, _ in plain.deal(2)] == list(range(14, 18))
+
+
+def test_what_cannot_be_shared_out_is_named():
+    with pytest.raises(UserError, match=r"data.episodes is 8; expected a multiple of 12, which 3 processes"):
+        modules(3, episodes=8, minibatches=4)[0].setup()
+    with pytest.raises(UserError, match=r"a multiple of 8, which 2 processes, data.minibatches 1 and data.group 4"):
+        modules(2, episodes=4, minibatches=1, group=4)[0].setup()
+    modules(2, episodes=6, minibatches=4, fragment=3, validation_episodes=2)[1].setup()  # fragments are shared out
 
 
 def test_cart_pole_is_collected_scored_evaluated_and_filmed(tmp_path):

@@ -1,8 +1,5 @@
 """Alignment: its gradient against estimators written as loops, PPO's clip, the exact KL, and that it learns."""
 
-import copy
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -14,92 +11,18 @@ from lit_align.cli import main
 from lit_align.data.trajectory import Trajectory
 from lit_align.errors import UserError
 from lit_align.models.agent import Agent
-from lit_align.models.reward import RewardModel
-from lit_align.rollout.buffer import Rollout, RolloutDataModule
+from lit_align.rollout.buffer import RolloutDataModule
 from lit_align.rollout.sampler import Sampler
+from lit_align.rollout.steps import Rollout
 from lit_align.seeds import episode_seeds
-from lit_align.stages.align import Align
 from tests.helpers import LightWorld, made_up, tiny_agent
-from tests.stages.runs import CPU, WORLD, align, inputs, rows
+from tests.stages.iteration import Iteration, align_inputs, assert_same_gradient, played_log_probs
+from tests.stages.runs import CPU, WORLD, align, rows
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = inputs(tmp_path_factory.mktemp("align"))
-    tiny_agent(7).save(folder / "other" / "agent")
-    judge = RewardModel.from_agent(tiny_agent(1), heads=2)
-    torch.nn.init.normal_(judge.head.weight)
-    judge.mean.fill_(0.3)
-    judge.std.fill_(2.5)
-    judge.save(folder / "judge" / "reward_model")
-    return folder
-
-
-class Iteration:
-    """One iteration's play and its update, without a Trainer."""
-
-    def __init__(self, folder, minibatches: int = 1, **options) -> None:
-        self.data = RolloutDataModule(WORLD, worlds=3, episodes=6, minibatches=minibatches, epochs=1)
-        judge = str(folder / "judge" / "reward_model")
-        self.stage = Align(reward_model=judge, init_from=str(folder / "base" / "agent"), **options)
-        trainer = SimpleNamespace(datamodule=self.data, world_size=1, global_step=0)
-        self.stage.trainer = trainer  # type: ignore[assignment]
-        self.trainer = trainer  # Lightning holds it weakly
-        self.stage.configure_model()
-        self.agent = self.stage.model
-        with Sampler(copy.deepcopy(self.agent), LightWorld, 3, self.stage.temperature) as sampler:
-            self.played = sorted(sampler.play(self.data.deal(0)), key=lambda t: t.id)
-        self.data.fill(0, self.stage.judge(self.played))
-        self.judge = RewardModel.load(judge)
-
-    def wander(self, size: float = 0.02) -> None:
-        """Moves the agent away from the policy that played, as earlier updates would."""
-        torch.manual_seed(0)
-        with torch.no_grad():
-            for parameter in self.agent.parameters():
-                parameter.add_(size * torch.randn_like(parameter))
-
-    def loss(self) -> torch.Tensor:
-        losses = [self.stage.training_step(batch, i) for i, batch in enumerate(self.data.train_dataloader())]
-        return torch.stack(losses).sum()
-
-    def advantages(self) -> list[float]:
-        """Reward of each episode alone, normalised by hand, minus the mean of all."""
-        with torch.no_grad():
-            raw = [self.judge.head(self.judge.backbone(frames_of(t, 0)))[0, -1].mean().item() for t in self.played]
-        scaled = [(value - 0.3) / 2.5 for value in raw]
-        return [value - sum(scaled) / len(scaled) for value in scaled]
-
-    def heads(self, agent: Agent, trajectory: Trajectory) -> list[Categorical]:
-        """Each head's distributions over an unpadded episode, from its own logits."""
-        logits = agent.head(agent.backbone(frames_of(trajectory, 1)))[0] / self.stage.temperature
-        return [Categorical(logits=part) for part in logits.split(agent.codec.sizes, dim=-1)]
-
-    def log_prob(self, agent: Agent, trajectory: Trajectory) -> torch.Tensor:
-        actions = torch.from_numpy(trajectory.actions).long()
-        return torch.stack([h.log_prob(actions[:, i]) for i, h in enumerate(self.heads(agent, trajectory))]).sum(0)
-
-    @property
-    def steps(self) -> int:
-        return sum(len(t) for t in self.played)
-
-
-def frames_of(trajectory: Trajectory, without: int) -> torch.Tensor:
-    return torch.from_numpy(trajectory.frames[: len(trajectory.frames) - without])[None]
-
-
-def played_log_probs(trajectory: Trajectory) -> torch.Tensor:
-    """What the sampler recorded; a change of it is a change of the trajectory."""
-    assert trajectory.log_probs is not None
-    return torch.from_numpy(trajectory.log_probs)
-
-
-def assert_same_gradient(agent: Agent, found: torch.Tensor, expected: torch.Tensor) -> None:
-    parameters = list(agent.parameters())
-    a, b = torch.autograd.grad(found, parameters), torch.autograd.grad(expected, parameters)
-    assert max(float(g.abs().max()) for g in b) > 1e-4, "nothing to compare"
-    for one, other in zip(a, b, strict=True):
-        torch.testing.assert_close(one, other, atol=2e-5, rtol=2e-3)
+    return align_inputs(tmp_path_factory.mktemp("align"))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -150,13 +73,12 @@ def test_the_clip_is_ppos(folder, clip):
     loss = it.loss()
     torch.testing.assert_close(loss, total / it.steps, atol=1e-5, rtol=1e-4)
     assert_same_gradient(it.agent, loss, total / it.steps)
-    assert float(it.stage.mean_of("clip_fraction").compute()) == pytest.approx(cut / it.steps)
+    assert it.mean("policy/clip_fraction") == pytest.approx(cut / it.steps)
 
 
 def test_the_kl_is_exact_and_the_one_that_is_logged(folder):
     it = Iteration(folder, clip=None, kl=1.0, reference=str(folder / "other" / "agent"), temperature=0.8)
-    for rollout in it.data.buffer:
-        rollout.advantage = 0.0
+    it.forget_advantages()
     reference = tiny_agent(7)
     total = torch.zeros(())
     for trajectory in it.played:
@@ -165,34 +87,48 @@ def test_the_kl_is_exact_and_the_one_that_is_logged(folder):
     loss = it.loss()
     torch.testing.assert_close(loss, total / it.steps, atol=1e-4, rtol=1e-4)
     assert_same_gradient(it.agent, loss, total / it.steps)
-    assert float(it.stage.mean_of("kl").compute()) == pytest.approx(float(total.detach()) / it.steps, rel=1e-4)
+    assert it.mean("policy/kl") == pytest.approx(float(total.detach()) / it.steps, rel=1e-4)
     entropies = [float(h.entropy().sum().detach()) for t in it.played for h in it.heads(it.agent, t)]
-    assert float(it.stage.mean_of("entropy").compute()) == pytest.approx(sum(entropies) / it.steps, rel=1e-4)
+    assert it.mean("policy/entropy") == pytest.approx(sum(entropies) / it.steps, rel=1e-4)
 
 
 def test_the_entropy_bonus_is_the_heads_own(folder):
     it = Iteration(folder, clip=None, kl=0.0, entropy=1.0)
-    for rollout in it.data.buffer:
-        rollout.advantage = 0.0
+    it.forget_advantages()
     parts = [h.entropy().sum() for t in it.played for h in it.heads(it.agent, t)]
     assert_same_gradient(it.agent, it.loss(), -torch.stack(parts).sum() / it.steps)
+
+
+def test_without_a_reference_nothing_is_computed_for_it(folder):
+    it = Iteration(folder, clip=None, kl=0.0, reference="none")
+    with_one = Iteration(folder, clip=None, kl=0.0)
+    (batch,) = it.data.train_dataloader()
+    assert "reference" not in batch
+    loss = it.loss()
+    torch.testing.assert_close(loss, with_one.loss(), atol=1e-6, rtol=1e-5)
+    assert "policy/kl" not in it.stage.means.compute()
+    assert "policy/kl" in with_one.stage.means.compute()
 
 
 def test_advantages_can_be_scaled_to_one(folder):
     it = Iteration(folder, scale_advantages=True)
     expected = np.array(it.advantages())
-    found = np.array([rollout.advantage for rollout in it.data.buffer])
+    for rollout in it.rollouts:
+        assert rollout.advantages.shape == (len(rollout.trajectory),)
+        assert len(set(rollout.advantages.tolist())) == 1
+    found = np.array([float(rollout.advantages[0]) for rollout in it.rollouts])
     np.testing.assert_allclose(found, expected / expected.std(), rtol=1e-4, atol=1e-5)
 
 
 def test_the_gap_shows_log_probs_that_are_not_the_samplers(folder):
     it = Iteration(folder)
     it.loss()
-    assert float(it.stage.mean_of("log_prob_gap").compute()) < 1e-4
-    it.stage.mean_of("log_prob_gap").reset()
+    assert it.mean("policy/log_prob_gap") < 1e-4
+    it.stage.means.reset()
     played_log_probs(it.played[2])[1] += 0.25
+    it.data.fill(0, it.rollouts)
     it.loss()
-    assert float(it.stage.mean_of("log_prob_gap").compute()) == pytest.approx(0.25, abs=1e-4)
+    assert it.mean("policy/log_prob_gap") == pytest.approx(0.25, abs=1e-4)
 
 
 def test_before_the_first_update_of_every_iteration_the_log_probs_agree(folder):
@@ -210,15 +146,17 @@ def test_a_pass_over_the_buffer_meets_every_episode_once(size, minibatches, epoc
     episodes = size * minibatches
     data = RolloutDataModule(WORLD, worlds=1, episodes=episodes, minibatches=minibatches, epochs=epochs)
     widest = torch.zeros(1, 16, 11)
-    rollouts = [Rollout(made_up(i, 1), advantage=float(i), reference=widest) for i in range(episodes)]
+    rollouts = [Rollout(made_up(i, 1), torch.tensor([float(i)]), widest) for i in range(episodes)]
     data.fill(iteration, rollouts[::-1])
-    batches = [batch["advantages"].tolist() for batch in data.train_dataloader()]
+    batches = [batch["advantages"][:, 0].tolist() for batch in data.train_dataloader()]
     assert len(batches) == minibatches * epochs
     for n in range(epochs):
         met = [number for batch in batches[n * minibatches : (n + 1) * minibatches] for number in batch]
         assert sorted(met) == [float(i) for i in range(episodes)]
     data.fill(iteration, rollouts)
-    assert [batch["advantages"].tolist() for batch in data.train_dataloader()] == batches  # whoever finished first
+    assert [
+        batch["advantages"][:, 0].tolist() for batch in data.train_dataloader()
+    ] == batches  # whoever finished first
 
 
 def test_dealt_episodes_never_repeat_and_wrong_numbers_are_named():
@@ -233,23 +171,29 @@ def test_dealt_episodes_never_repeat_and_wrong_numbers_are_named():
 def lefts(agent: Agent) -> float:
     """How often an agent ends left in 200 fresh episodes."""
     seeds = episode_seeds("evaluation", 0, 200)
-    with Sampler(agent, LightWorld, 50) as sampler:
+    with Sampler(agent, lambda: LightWorld(0, vector=2), 50) as sampler:
         return float(np.mean([t.outcome == "left" for t in sampler.play(list(enumerate(seeds)))]))
 
 
-def test_it_learns_what_a_hand_made_reward_asks_for(folder, monkeypatch):
-    def one_for_left(self: Align, played: list[Trajectory]) -> torch.Tensor:
-        return torch.tensor([float(t.outcome == "left") for t in played])
+def one_for_left(trajectory: Trajectory) -> list[float]:
+    """The reward of a person who likes it left, at the end."""
+    return [0.0] * (len(trajectory) - 1) + [float(trajectory.outcome == "left")]
 
-    monkeypatch.setattr(Align, "rewards_of", one_for_left)
-    argv = ["align", "fit", f"--out={folder / 'learn'}", f"--init_from={folder / 'base' / 'agent'}", *CPU]
-    argv += [f"--model.reward_model={folder / 'judge' / 'reward_model'}", "--trainer.limit_val_batches=0"]
-    argv += [f"--data.env={WORLD}", "--data.worlds=32", "--data.episodes=64", "--trainer.max_epochs=8"]
-    argv += ["--model.kl=0.001", "--model.optimizer.lr=0.01", "--model.optimizer.warmup_steps=0"]
+
+@pytest.mark.parametrize(
+    "estimator", ["reinforce", "ppo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rloo", "grpo"))]
+)
+def test_it_learns_what_a_hand_made_reward_asks_for(folder, estimator):
+    start = str(folder / "numbers" / "agent")
+    argv = ["align", "fit", f"--out={folder / estimator}", f"--init_from={start}", *CPU]
+    argv += ["--model.reward_model=tests.stages.test_align:one_for_left", "--trainer.limit_val_batches=0"]
+    argv += [f"--data.env={WORLD}", "--data.env_args={size: 0, vector: 2}", "--data.worlds=32", "--data.episodes=64"]
+    argv += [f"--model.estimator={estimator}", "--data.group=4", "--trainer.max_epochs=8", "--model.kl=0.001"]
+    argv += ["--model.optimizer.lr=0.01", "--model.optimizer.warmup_steps=0"]
     assert main(argv) == 0
-    rates = [float(row["outcome/left"]) for row in rows(folder / "learn", "iteration")]
+    rates = [float(row["outcome/left"] or 0) for row in rows(folder / estimator, "iteration")]
     assert rates[0] < 0.6
     assert rates[-1] > 0.9
-    before, after = lefts(tiny_agent()), lefts(Agent.load(folder / "learn" / "agent"))
+    before, after = lefts(Agent.load(start)), lefts(Agent.load(folder / estimator / "agent"))
     assert before < 0.6
     assert after > 0.9

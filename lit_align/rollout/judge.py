@@ -1,0 +1,167 @@
+"""What an update needs of an iteration's episodes: rewards, advantages, values, and what the reference would do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from lit_align.data.trajectory import Trajectory
+from lit_align.models.agent import Agent
+from lit_align.models.value import ValueHead
+from lit_align.rollout.advantages import TINY, Estimator, Moments, explained_variance, gae, of_episodes, totals
+from lit_align.rollout.buffer import in_batches, pad, pad_vectors
+from lit_align.rollout.rewards import Rewards
+from lit_align.rollout.steps import Rollout
+
+NO_REFERENCE = "none"
+"""Names no reference: there is nothing to stay near."""
+Reduce = Callable[[Tensor], Tensor]
+"""Adds a tensor up over all processes."""
+
+
+@dataclass
+class Judge:
+    """Judges the episodes of an iteration, each process its own; means and deviations are over all processes.
+
+    Args:
+        rewards: Where rewards come from.
+        reference: The frozen policy to stay near; None goes without.
+        estimator: Of the advantage.
+        group: Episodes that `rloo` and `grpo` compare; 1 takes the whole iteration.
+        gamma: Discount of a step, of `ppo`.
+        gae_lambda: Of `ppo`.
+        scale: Whether advantages are divided by their standard deviation.
+        min_std: They are divided by no less than this.
+        temperature: Of the policy, in play and in training.
+
+    Attributes:
+        returns: Of the last iteration's undiscounted returns.
+        steps: Its env steps, over all processes.
+        facts: What else was found out, by the name of the metric.
+    """
+
+    rewards: Rewards
+    reference: Agent | None
+    estimator: Estimator = "reinforce"
+    group: int = 1
+    gamma: float = 1.0
+    gae_lambda: float = 1.0
+    scale: bool = False
+    min_std: float = 0.0
+    temperature: float = 1.0
+    returns: Moments = field(default=Moments(1.0, 0.0, 0.0), init=False)
+    steps: float = field(default=1.0, init=False)
+    facts: dict[str, float] = field(default_factory=dict, init=False)
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """Every frozen network."""
+        models: list[nn.Module] = list(self.rewards.models.values())
+        return models if self.reference is None else [self.reference, *models]
+
+    @torch.no_grad()
+    def __call__(
+        self, trajectories: list[Trajectory], agent: Agent, value_head: ValueHead | None, reduce: Reduce
+    ) -> list[Rollout]:
+        """Rollouts in the order of the trajectories; the episodes of a group stand side by side."""
+        judged = self.rewards(trajectories)
+        returns, steps = totals(judged.rewards), sum(len(t) for t in trajectories)
+        sums = [returns.sum(), returns.square().sum(), len(returns), steps, *(f.sum() for f in judged.facts.values())]
+        total, squares, count, self.steps, *facts = _reduced(sums, agent, reduce)
+        self.returns = Moments.of(count, total, squares)
+        self.facts = {name: fact / count for name, fact in zip(judged.facts, facts, strict=True)}
+
+        def moments(values: Tensor, about: float = 0.0) -> Moments:
+            """Of numbers `(n,)` of every process, most of them near `about`."""
+            apart = values.double() - about
+            count, total, squares = _reduced([len(values), apart.sum(), apart.square().sum()], agent, reduce)
+            return Moments.of(count, total, squares, about)
+
+        if value_head is None:
+            advantages = self._shared(returns, moments)
+            rollouts = [Rollout(t, a.expand(len(t))) for t, a in zip(trajectories, advantages, strict=True)]
+        else:
+            values = values_of(trajectories, agent, value_head)
+            rollouts = self._of_steps(trajectories, judged.rewards, values, moments)
+        if self.reference is not None:
+            known = log_probs_of(trajectories, self.reference, self.temperature)
+            for rollout, log_probs in zip(rollouts, known, strict=True):
+                rollout.reference = log_probs
+        return rollouts
+
+    def _shared(self, returns: Tensor, moments: Callable[..., Moments]) -> Tensor:
+        """Advantages `(n,)` of whole episodes."""
+        whole = self.returns if self.estimator == "reinforce" else moments(returns, about=self.returns.mean)
+        advantages = of_episodes(returns, self.estimator, self.group, whole)
+        if self.scale:
+            std = whole.std if self.estimator == "reinforce" else moments(advantages).std
+            advantages = advantages / (max(std, self.min_std) + TINY)
+        return advantages
+
+    def _of_steps(
+        self,
+        trajectories: list[Trajectory],
+        rewards: list[Tensor],
+        values: list[Tensor],
+        moments: Callable[..., Moments],
+    ) -> list[Rollout]:
+        """Each step's own advantage, and what the value head is to learn."""
+        for trajectory, value in zip(trajectories, values, strict=True):
+            # After a time limit the world would have gone on; but see `Rewards.ends`.
+            if trajectory.terminated or self.rewards.ends:
+                value[-1] = 0.0
+        advantages = gae(rewards, values, self.gamma, self.gae_lambda)
+        before = [value[:-1] for value in values]
+        returns = [a + v for a, v in zip(advantages, before, strict=True)]
+        spread = moments(torch.cat(advantages))  # of return - value, too
+        self.facts["value/explained_variance"] = explained_variance(moments(torch.cat(returns)), spread)
+        if self.scale:
+            advantages = [(a - spread.mean) / (max(spread.std, self.min_std) + TINY) for a in advantages]
+        each = zip(trajectories, advantages, returns, before, strict=True)
+        return [Rollout(t, a, returns=r, values=v) for t, a, r, v in each]
+
+
+def values_of(trajectories: list[Trajectory], agent: Agent, value_head: ValueHead) -> list[Tensor]:
+    """What the value head tells at each frame of each episode `(T + 1,)`, on the CPU."""
+
+    def run(part: list[Trajectory]) -> list[Tensor]:
+        frames, lengths = pad(part, last=True)
+        features = agent.backbone(frames.to(_device(agent)), pad_vectors(part, last=True).to(_device(agent)))
+        return _rows(value_head(features), lengths)
+
+    return in_batches(trajectories, _at_once(agent), run)
+
+
+def log_probs_of(trajectories: list[Trajectory], agent: Agent, temperature: float) -> list[Tensor]:
+    """Log-probabilities of every class at every step of each episode `(T, heads, widest)`, on the CPU."""
+
+    def run(part: list[Trajectory]) -> list[Tensor]:
+        frames, lengths = pad(part)
+        actions = pad_sequence([torch.from_numpy(t.actions) for t in part], batch_first=True)
+        seen = (tensor.to(_device(agent)) for tensor in (frames, pad_vectors(part), actions))
+        return _rows(agent(*seen, temperature), lengths)
+
+    return in_batches(trajectories, _at_once(agent), run)
+
+
+def _rows(padded: Tensor, lengths: Tensor) -> list[Tensor]:
+    return [row[:n].clone() for row, n in zip(padded.cpu(), lengths.tolist(), strict=True)]
+
+
+def _at_once(agent: Agent) -> int:
+    """Episodes of a forward pass; without pixels they are small."""
+    return 16 if agent.config.image_size else 256
+
+
+def _device(agent: Agent) -> torch.device:
+    return next(agent.parameters()).device
+
+
+def _reduced(sums: list[Any], agent: Agent, reduce: Reduce) -> list[float]:
+    values = torch.tensor([float(s) for s in sums], dtype=torch.float64, device=_device(agent))
+    return list(reduce(values).tolist())
