@@ -11,6 +11,7 @@ STAGES = {
     "pretrain": "learn to act as recorded players do",
     "finetune": "go on with the good episodes only, or the best-ranked ones (ReST)",
     "reward": "learn what is preferred from comparisons (Bradley-Terry)",
+    "prefer": "learn to act as is preferred, straight from comparisons (DPO, CPL)",
     "align": "online RL in the environment on a reward model",
 }
 """Verbs that train: `lit-align VERB fit|validate|test`."""
@@ -21,6 +22,7 @@ COMMANDS = {
     "score": "a reward model ranks trajectories",
     "evaluate": "outcomes with intervals, seeds saved",
     "report": "the page with charts, heatmaps and videos",
+    "study": "the numbers of many runs in one file, with figures",
     "play": "watch an agent",
 }
 """Verbs that are a function `run(...)` in `lit_align.commands.VERB`."""

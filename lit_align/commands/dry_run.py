@@ -115,6 +115,8 @@ def flag(memory: Memory, imitation: Imitation) -> str:
         total = of_run(imitation).total
         if total < 0.9 * memory.total:
             return f"--model.train.gradient_checkpointing true: {total / 1e6:.1f}"
+    if getattr(data, "batch", None) == "trajectories":
+        return "a smaller --data.trajectories_in_batch"
     return next((text for name, text in SMALLER_BATCHES.items() if hasattr(data, name)), "smaller batches")
 
 

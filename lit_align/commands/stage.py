@@ -21,6 +21,8 @@ from lit_align.commands.dry_run import DryRun, DryRunDone
 from lit_align.commands.run_folder import RunFolder, close_log
 from lit_align.errors import UserError, did_you_mean, raise_all
 from lit_align.models.folder import read_config
+from lit_align.rollout.judge import NO_REFERENCE
+from lit_align.rollout.rewards import check_source
 from lit_align.stages.base import Stage
 from lit_align.stages.checkpoints import AtomicCheckpointIO, RunState, last_checkpoint
 from lit_align.stages.metrics_csv import MetricsCSV, last_values
@@ -29,11 +31,12 @@ CLASSES = {
     "pretrain": ("lit_align.stages.pretrain:Pretrain", "lit_align.data.modules:TrajectoryDataModule"),
     "finetune": ("lit_align.stages.finetune:Finetune", "lit_align.data.modules:TrajectoryDataModule"),
     "reward": ("lit_align.stages.reward:Reward", "lit_align.data.modules:PreferenceDataModule"),
+    "prefer": ("lit_align.stages.prefer:Prefer", "lit_align.data.policy_pairs:PolicyPairsDataModule"),
     "align": ("lit_align.stages.align:Align", "lit_align.rollout.buffer:RolloutDataModule"),
 }
 CALLBACKS = {"align": "lit_align.rollout.callback:RolloutCallback"}
 ACTIONS = ("fit", "validate", "test")
-MODEL_FOLDERS = ("init_from", "model.reference", "model.reward_model")
+MODEL_FOLDERS = ("init_from", "model.reference")
 DATA_FOLDERS = ("data.trajectories", "data.also", "data.preferences", "data.scores")
 NOT_KEPT = ("config", "resume", "dry_run", "overwrite")
 """Options that say how this one start goes, not what is trained."""
@@ -213,11 +216,19 @@ def missing_folders(config: Any) -> list[str]:
     """Returns one message for each folder that the configuration names and that is not there."""
     errors = []
     for key in MODEL_FOLDERS:
-        if folder := config.get(key):
+        folder = config.get(key)
+        if folder and not (key == "model.reference" and folder == NO_REFERENCE):
             try:
                 read_config(folder)
             except ValueError as error:
                 errors.append(f"{key}: {error}")
+    sources = {"model.reward_model": [config.get("model.reward_model")], "model.rewards": config.get("model.rewards")}
+    for key, named in sources.items():
+        for source in filter(None, named or ()):
+            try:
+                check_source(source, key)
+            except UserError as error:
+                errors.append(str(error))
     for key in DATA_FOLDERS:
         value = config.get(key) or []
         for folder in [value] if isinstance(value, str) else value:
