@@ -26,12 +26,13 @@ class StageSpec:
 
     Attributes:
         name: of the stage, and of its folder in the pipeline's.
-        run: the verb and its words, `["pretrain", "fit"]`.
+        run: the verb and its words, `["pretrain", "fit"]`; `["pipeline"]` for a cell, a pipeline of its own.
         folder: where its results go: its `--out`.
         needs: names of the stages whose results it reads.
         config: its `--config` files, later ones win.
         args: its other options.
         threads: CPU threads it takes; None shares the cores with what runs beside it.
+        inner: of a cell, the pipeline that it runs.
     """
 
     name: str
@@ -41,6 +42,12 @@ class StageSpec:
     config: list[str] = field(default_factory=list)
     args: dict[str, Any] = field(default_factory=dict)
     threads: int | None = None
+    inner: Pipeline | None = None
+
+    @property
+    def is_cell(self) -> bool:
+        """Whether it is a pipeline of its own."""
+        return self.run == ["pipeline"]
 
     @property
     def argv(self) -> list[str]:
@@ -68,16 +75,25 @@ class Pipeline:
     jobs: int
     stages: dict[str, StageSpec]
 
-    def fingerprints(self) -> dict[str, str]:
-        """For each stage, a hash of all that its result depends on; equal ones need not run again."""
+    def fingerprints(self, around: Path | None = None) -> dict[str, str]:
+        """For each stage, a hash of all that its result depends on; equal ones need not run again.
+
+        That of a cell covers all that its own files say, and those that these include.
+
+        Args:
+            around: of a cell, the folder of the pipeline that it is in: what lies there is known by what made it.
+        """
         found: dict[str, str] = {}
+        folder = around or self.out
         for stage in self.stages.values():
             # The run's folder may be moved or reached by another path without a new run.
             words = [*stage.run, *(f"{key}={as_word(value)}" for key, value in flatten(stage.args))]
-            words = [word.replace(str(self.out), "${out}") for word in words]
+            words = [word.replace(str(folder), "${out}") for word in words]
             files = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in stage.config]
-            given = [outside_input(word, self.out) for word in words_of(stage.args)]
+            given = [outside_input(word, folder) for word in words_of(stage.args)]
             content = [words, files, given, [found[name] for name in sorted(stage.needs)], __version__]
+            if stage.inner is not None:
+                content[1] = stage.inner.fingerprints(folder)
             found[stage.name] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
         return found
 
@@ -100,13 +116,16 @@ class Pipeline:
         return Pipeline(self.out, self.jobs, {name: stage for name, stage in self.stages.items() if name in wanted})
 
 
-def load_pipeline(files: Sequence[str], overrides: Sequence[str], verbs: Iterable[str]) -> Pipeline:
-    """Reads and checks a pipeline; nothing runs.
+def load_pipeline(
+    files: Sequence[str], overrides: Sequence[str], verbs: Iterable[str], above: tuple[Path, ...] = ()
+) -> Pipeline:
+    """Reads and checks a pipeline and those inside it; nothing runs.
 
     Args:
         files: YAML files, later ones win; a file's `base` is read before it.
         overrides: `key=value` with dotted keys, the last word.
         verbs: those of `lit-align`.
+        above: files of the pipelines that this one is a cell of.
 
     Raises:
         UserError: with everything that is wrong.
@@ -114,6 +133,10 @@ def load_pipeline(files: Sequence[str], overrides: Sequence[str], verbs: Iterabl
     config: Any = OmegaConf.create({})
     for file in files:
         config = OmegaConf.merge(config, _read(Path(file), ()))
+    read = tuple(Path(file).resolve() for file in files)
+    if again := [str(file) for file in read if file in above]:
+        raise UserError(f"{', '.join(again)} is a cell of itself")
+    written = OmegaConf.to_yaml(config)
     named = [word.split("=")[0].split(".") for word in overrides]
     missing = [
         key[1] for key in named if key[0] == "stages" and len(key) > 1 and key[1] not in (config.get("stages") or {})
@@ -123,8 +146,10 @@ def load_pipeline(files: Sequence[str], overrides: Sequence[str], verbs: Iterabl
         config = OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
     except (OmegaConfBaseException, ValueError) as error:
         raise UserError(f"cannot read {' '.join(overrides)}: {error}") from error
+    # A key that only a value refers to which an override replaced is one of the file's all the same.
+    written += OmegaConf.to_yaml(config) if overrides else ""
     raise_all(
-        [f"unknown key {str(key)!r}{did_you_mean(str(key), TOP)}" for key in config if not _is_top(str(key), config)]
+        [f"unknown key {str(key)!r}{did_you_mean(str(key), TOP)}" for key in config if not _is_top(str(key), written)]
     )
     if not config.get("stages"):
         raise UserError(
@@ -137,8 +162,23 @@ def load_pipeline(files: Sequence[str], overrides: Sequence[str], verbs: Iterabl
         raise UserError(f"jobs is {jobs!r}, expected how many stages may run at a time: 1 or more")
     stages, errors = _resolve_stages(config, out, [place for file in files for place in Path(file).resolve().parents])
     errors += [error for stage in stages.values() for error in _check(stage, stages, set(verbs))]
+    if not errors:
+        errors += [error for stage in stages.values() for error in _load_cell(stage, set(verbs), (*above, *read))]
     raise_all(errors)
     return Pipeline(out, jobs, {stage.name: stage for stage in sort_stages(stages)})
+
+
+def commands_of(stages: Iterable[StageSpec]) -> list[list[str]]:
+    """The commands of some stages, those inside cells too; of those that differ in numbers alone only the first.
+
+    They are what is checked before anything runs: the cells of a study are many, and much alike.
+    """
+    found: dict[tuple[str, ...], list[str]] = {}
+    for stage in stages:
+        commands = [stage.argv] if stage.inner is None else commands_of(stage.inner.stages.values())
+        for argv in commands:
+            found.setdefault(tuple(word if word in stage.config else re.sub(r"\d+", "0", word) for word in argv), argv)
+    return list(found.values())
 
 
 def words_of(value: Any) -> list[str]:
@@ -213,9 +253,9 @@ def _read(file: Path, above: tuple[Path, ...]) -> Any:
     return config if base is None else OmegaConf.merge(_read(file.parent / base, (*above, file.resolve())), config)
 
 
-def _is_top(key: str, config: Any) -> bool:
-    """Keys of our own, and those that some value refers to with `${key}`."""
-    return key in TOP or bool(re.search(r"\$\{" + re.escape(key) + r"[}.]", OmegaConf.to_yaml(config)))
+def _is_top(key: str, written: str) -> bool:
+    """Keys of our own, and those that some value of the YAML `written` refers to with `${key}`."""
+    return key in TOP or bool(re.search(r"\$\{" + re.escape(key) + r"[}.]", written))
 
 
 def _resolve_stages(config: Any, out: Path, places: Sequence[Path]) -> tuple[dict[str, StageSpec], list[str]]:
@@ -259,7 +299,7 @@ def _check(stage: StageSpec, stages: Mapping[str, StageSpec], verbs: set[str]) -
         yield f"stage {stage.name!r}: a name is letters, digits, _ and -, for it is a folder"
     if not stage.run:
         yield f"stage {stage.name} has no `run:`, expected a verb of lit-align: {', '.join(sorted(verbs))}"
-    elif stage.run[0] not in verbs or stage.run[0] == "pipeline":
+    elif stage.run[0] not in verbs:
         yield f"stage {stage.name}: there is no verb {stage.run[0]!r} to run{did_you_mean(stage.run[0], verbs)}"
     for need in stage.needs:
         if need not in stages:
@@ -271,6 +311,21 @@ def _check(stage: StageSpec, stages: Mapping[str, StageSpec], verbs: set[str]) -
         yield f"stage {stage.name}: its folder is {stage.folder}, `args.out` cannot be given"
     if stage.threads is not None and (not isinstance(stage.threads, int) or stage.threads < 1):
         yield f"stage {stage.name}: threads is {stage.threads!r}, expected 1 or more"
+    if stage.is_cell and not stage.config:
+        yield f"stage {stage.name}: `run: pipeline` has no `config:`, expected the file of that pipeline"
+    if stage.run[:1] == ["pipeline"] and (len(stage.run) > 1 or "only" in stage.args or "dry_run" in stage.args):
+        yield f"stage {stage.name}: a cell is the whole of a pipeline, expected `run: pipeline`, and values in `args`"
+
+
+def _load_cell(stage: StageSpec, verbs: set[str], above: tuple[Path, ...]) -> Iterator[str]:
+    """Reads the pipeline that a stage runs, if it runs one."""
+    if not stage.is_cell:
+        return
+    words = [f"{key}={as_word(value)}" for key, value in flatten(stage.args)]
+    try:
+        stage.inner = load_pipeline(stage.config, [f"out={stage.folder}", *words], verbs, above)
+    except UserError as error:
+        yield f"stage {stage.name}: {error}"
 
 
 def _find(file: str, places: Sequence[Path]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from lit_align.errors import UserError, raise_all
 from lit_align.files import write_whole
-from lit_align.pipeline import Pipeline, StageSpec
+from lit_align.pipeline import Pipeline, StageSpec, commands_of
 from lit_align.progress import Progress
 from lit_align.workers import LocalPool, Result, Runner, Task, WorkerPool, cores
 
@@ -23,10 +23,15 @@ class StageState:
     """What is known of a stage between runs: `OUT/.pipeline/NAME.json`, beside its folder.
 
     It is not in the folder, because some commands only write to a folder that is new.
+
+    Args:
+        out: the pipeline's folder.
+        name: of the stage.
+        cell: whether the stage is a pipeline, which knows itself what is to be done again: its folder is never cleared.
     """
 
-    def __init__(self, out: Path, name: str) -> None:
-        self.folder, self.name = out / name, name
+    def __init__(self, out: Path, name: str, cell: bool = False) -> None:
+        self.folder, self.name, self.cell = out / name, name, cell
         self.file, self.log = out / STATE / f"{name}.json", out / STATE / f"{name}.log"
 
     def read(self) -> dict[str, Any]:
@@ -54,14 +59,19 @@ class StageState:
 
     def check_ours(self) -> None:
         """Raises a UserError if the folder holds something that no pipeline put there."""
+        if self.cell and (self.folder / STATE).is_dir():
+            return
         if self.folder.is_dir() and any(self.folder.iterdir()) and not self.read():
             raise UserError(
                 f"'{self.folder}' is not empty and no pipeline made it; move it away or choose another --out"
             )
 
     def clear(self) -> None:
-        """Removes what an earlier attempt left."""
+        """Removes what an earlier attempt left; of a cell, its log."""
         self.check_ours()
+        if self.cell:
+            self.log.unlink(missing_ok=True)
+            return
         shutil.rmtree(self.folder, ignore_errors=True)
         for left_over in self.folder.parent.glob(
             f".{self.name}-????????"
@@ -98,7 +108,7 @@ def run_pipeline(
         The exit code: 0, or 1 if a stage failed. Ctrl-C and SIGTERM raise KeyboardInterrupt, when all workers are gone.
     """
     prints = pipeline.fingerprints()
-    states = {name: StageState(pipeline.out, name) for name in pipeline.stages}
+    states = {name: StageState(pipeline.out, name, stage.is_cell) for name, stage in pipeline.stages.items()}
     pending = {name: stage for name, stage in pipeline.stages.items() if not states[name].is_done(prints[name])}
     finished = set(pipeline.stages) - set(pending)
     _check_folders(states[name] for name in pending)
@@ -111,7 +121,7 @@ def run_pipeline(
         _sigterm_as_interrupt(),
         LocalPool(run, check) if pipeline.jobs == 1 else WorkerPool(pipeline.jobs, run, check) as pool,
     ):
-        raise_all(pool.check([stage.argv for stage in pending.values()]))
+        raise_all(pool.check(commands_of(pending.values())))
         failed: list[str] = []
         while True:
             ready = [stage for stage in pending.values() if finished.issuperset(stage.needs)][: pool.free]
@@ -119,7 +129,9 @@ def run_pipeline(
             threads = max(1, cores() // pipeline.jobs)
             for stage in ready:
                 del pending[stage.name]
-                pool.submit(_begin(stage, states[stage.name], prints[stage.name], can_resume, stage.threads or threads))
+                # Two threads on one core wait for each other: a training step takes thirty times as long.
+                mine = min(stage.threads or threads, cores())
+                pool.submit(_begin(stage, states[stage.name], prints[stage.name], can_resume, mine))
                 progress.start(stage.name)
             if not pool.busy:
                 break
@@ -147,8 +159,8 @@ def _begin(
 ) -> Task:
     argv = stage.argv
     before = 0.0
-    if state.was_interrupted(fingerprint) and can_resume(stage.run):
-        argv = [*argv, "--resume", "auto"]
+    if state.was_interrupted(fingerprint) and (stage.is_cell or can_resume(stage.run)):
+        argv = argv if stage.is_cell else [*argv, "--resume", "auto"]
         before = state.read().get("seconds", 0.0)
     else:
         state.clear()

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_align.errors import UserError
-from lit_align.pipeline import StageSpec, as_word, flatten, load_pipeline, sort_stages
+from lit_align.pipeline import StageSpec, as_word, commands_of, flatten, load_pipeline, sort_stages
 from lit_align.progress import Progress
 from lit_align.scheduler import run_pipeline
 
@@ -104,9 +104,11 @@ def test_two_jobs_run_side_by_side_in_processes_of_their_own(case: Case) -> None
 
 
 def test_one_job_runs_in_this_process_and_threads_can_be_set(case: Case) -> None:
-    case.run({"one": {"run": "write", "threads": 7}})
+    available = len(os.sched_getaffinity(0))
+    case.run({"one": {"run": "write", "threads": 1}, "two": {"run": "write", "threads": available + 5}})
     assert case.options("one")["process"] == os.getpid()
-    assert case.options("one")["threads"] == "7"
+    assert case.options("one")["threads"] == "1"
+    assert case.options("two")["threads"] == str(available)  # more would wait for each other
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -209,12 +211,161 @@ def test_an_interrupted_training_goes_on(case: Case) -> None:
     assert not (case.out / "one" / "checkpoint").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def cell(case: Case, stages: dict[str, Any], **top: Any) -> str:
+    """Writes the pipeline of a cell; returns its file."""
+    file = case.folder / "cell.yaml"
+    content = {"out": str(case.folder / "alone"), "seed": 0, "jobs": 1, "stages": stages, **top}
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    return str(file)
+
+
+CELL = {
+    "one": {"run": "write", "args": {"seed": "${seed}", "from": "${start}/first"}},
+    "two": {"run": "write", "args": {"from": "${stage:one}"}},
+}
+
+
+def study(case: Case, **changes: Any) -> dict[str, Any]:
+    """A pipeline of a stage and two cells, which read its folder."""
+    file = cell(case, {**CELL, **changes}, start="nowhere")
+    args = {"start": "${out}"}
+    return {
+        "first": {"run": "write"},
+        **{
+            name: {"run": "pipeline", "config": file, "needs": "first", "args": {**args, "seed": seed}}
+            for name, seed in (("cell_0", 0), ("cell_1", 1))
+        },
+    }
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_no_process_outlives_the_pipeline(case: Case, number: int, jobs: int) -> None:
-    if jobs == 1 and number == signal.SIGKILL:
+def test_a_cell_runs_as_a_pipeline_of_its_own(case: Case, jobs: int) -> None:
+    stages = study(case)
+    case.run(stages, jobs=jobs)
+    assert case.run(stages, jobs=jobs)[1].count("same") == 3
+    for name, seed in (("cell_0", "0"), ("cell_1", "1")):
+        one = case.options(f"{name}/one")
+        assert (one["seed"], one["from"]) == (seed, str(case.out / "first"))
+        assert case.options(f"{name}/two")["from"] == str(case.out / name / "one")
+        assert "done     one" in (case.out / name / "log.txt").read_text()
+        assert (case.out / name / "runs-two").read_text() == "x"
+
+
+def test_a_cell_that_failed_goes_on_with_what_it_lacks(case: Case) -> None:
+    code, printed = case.run(study(case, two={"run": "fail"}))
+    assert code == 1
+    assert "ended with exit code 1" in printed
+    assert (case.out / "cell_0" / "runs-one").read_text() == "x"
+    assert case.run(study(case))[0] == 0
+    assert (case.out / "cell_0" / "runs-one").read_text() == "x"
+    assert (case.out / "cell_0" / "runs-two").read_text() == "x"
+
+
+def test_a_cell_that_was_interrupted_resumes_its_training(case: Case) -> None:
+    stages = study(case, two={"run": "train", "needs": "one"})
+    for _ in range(2):  # a cell each time
+        with pytest.raises(KeyboardInterrupt):
+            case.run(stages)
+    assert case.run(stages)[0] == 0
+    for name in ("cell_0", "cell_1"):
+        assert case.options(f"{name}/two")["resume"] == "auto"
+        assert (case.out / name / "runs-one").read_text() == "x"
+
+
+def test_a_cell_that_was_run_by_itself_is_taken_over(case: Case) -> None:
+    stages = study(case)
+    case.run({"first": {"run": "write"}})
+    file = stages["cell_0"]["config"]
+    fake_verbs.run(["pipeline", "--config", file, f"--out={case.out / 'cell_0'}", f"--start={case.out}", "--seed=0"])
+    assert case.run(stages)[0] == 0
+    assert (case.out / "cell_0" / "runs-one").read_text() == "x"
+
+
+def test_a_folder_of_something_else_is_no_cell(case: Case) -> None:
+    (case.out / "cell_0").mkdir(parents=True)
+    (case.out / "cell_0" / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="no pipeline made it"):
+        case.run(study(case))
+
+
+def test_the_fingerprint_of_a_cell_is_of_all_that_its_files_include(case: Case) -> None:
+    inner, config, stages = case.folder / "cell.yaml", case.folder / "one.yaml", study(case)
+    config.write_text("x: 1\n")
+
+    def prints(**changes: Any) -> dict[str, str]:
+        return case.load(study(case, **changes)).fingerprints()
+
+    def differ(before: dict[str, str], after: dict[str, str]) -> set[str]:
+        return {name for name in stages if before[name] != after[name]}
+
+    plain = prints()
+    with_config = {**CELL["one"], "config": [str(config)]}
+    before = prints(one=with_config)
+    assert differ(plain, before) == {"cell_0", "cell_1"}
+    config.write_text("x: 2\n")
+    assert differ(before, prints(one=with_config)) == {"cell_0", "cell_1"}
+    assert differ(plain, prints()) == set()
+    inner.rename(case.folder / "base.yaml")
+    (case.folder / "cell.yaml").write_text("base: base.yaml\n# said otherwise\n")
+    assert differ(plain, case.load(stages).fingerprints()) == set()
+    (case.folder / "cell.yaml").write_text("base: base.yaml\nstages: {two: {args: {more: 1}}}\n")
+    assert differ(plain, case.load(stages).fingerprints()) == {"cell_0", "cell_1"}
+    stages["cell_1"]["args"]["seed"] = 7
+    (case.folder / "cell.yaml").write_text("base: base.yaml\n")
+    assert differ(plain, case.load(stages).fingerprints()) == {"cell_1"}
+
+
+def test_what_a_cell_reads_in_the_same_run_is_known_by_what_made_it(case: Case) -> None:
+    """A folder that is there only once its stage has run does not make a finished cell stale."""
+    stages = study(case)
+    before = case.load(stages).fingerprints()
+    case.run(stages)
+    assert case.load(stages).fingerprints() == before
+    stages["first"]["args"] = {"x": 1}
+    assert all(case.load(stages).fingerprints()[name] != before[name] for name in stages)
+
+
+def test_what_is_wrong_in_a_cell_is_said_before_anything_runs(case: Case) -> None:
+    with pytest.raises(UserError, match=r"cell_0: stage two: there is no verb 'wrte'"):
+        case.load(study(case, two={"run": "wrte"}))
+    with pytest.raises(UserError, match="unknown option --typo"):
+        case.run(study(case, two={"run": "write", "args": {"typo": 1}}))
+    assert case.runs("first") == 0
+    with pytest.raises(UserError, match="has no `config:`"):
+        case.load({"one": {"run": "pipeline"}})
+    with pytest.raises(UserError, match="a cell is the whole of a pipeline"):
+        case.load({"one": {"run": "pipeline", "config": cell(case, CELL, start="x"), "args": {"only": "one"}}})
+    with pytest.raises(UserError, match="is a cell of itself"):
+        case.load({"one": {"run": "pipeline", "config": str(case.folder / "pipeline.yaml")}})
+
+
+def test_commands_that_differ_in_numbers_alone_are_checked_once() -> None:
+    def stage(name: str, *config: str, **args: Any) -> StageSpec:
+        return StageSpec(name, ["write"], Path("out") / name, args=args, config=list(config))
+
+    same = [stage("a_1", x=1), stage("a_2", x=22)]
+    assert commands_of(same) == [same[0].argv]
+    others = [
+        stage("a_3", x="one"),
+        stage("a_4", y=1),
+        stage("a_5", x=1.5),
+        stage("a_6", "1.yaml"),
+        stage("a_7", "2.yaml"),
+    ]
+    assert len(commands_of([*same, *others])) == 6
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(("jobs", "within"), [(1, None), (2, None), (1, 1), (1, 2), (2, 2)])
+def test_no_process_outlives_the_pipeline(case: Case, number: int, jobs: int, within: int | None) -> None:
+    """Alone, and `within` a pipeline of so many jobs."""
+    if (jobs if within is None else max(jobs, within)) == 1 and number == signal.SIGKILL:
         pytest.skip("a killed process cannot end the children that it started itself")
-    case.load({"one": {"run": "hang"}}, jobs=jobs)
+    if within is None:
+        case.load({"one": {"run": "hang"}}, jobs=jobs)
+    else:
+        inner = cell(case, {"one": {"run": "hang"}}, jobs=jobs)
+        case.load({"cell": {"run": "pipeline", "config": inner}}, jobs=within)
     script = (
         "import sys, fake_verbs\n"
         "from lit_align.pipeline import load_pipeline\n"
@@ -233,7 +384,7 @@ def test_no_process_outlives_the_pipeline(case: Case, number: int, jobs: int) ->
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    pids_file = case.out / "one" / "pids.json"
+    pids_file = (case.out if within is None else case.out / "cell") / "one" / "pids.json"
     try:
         _until(lambda: pids_file.exists() and bool(pids_file.read_text()))
         process.send_signal(number)

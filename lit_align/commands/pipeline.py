@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from lit_align.commands import STAGES, VERBS, check_verb, run_verb
 from lit_align.errors import UserError, raise_all
-from lit_align.pipeline import Pipeline, load_pipeline
+from lit_align.pipeline import Pipeline, commands_of, load_pipeline
 from lit_align.progress import Progress
 from lit_align.scheduler import StageState, run_pipeline
 from lit_align.workers import check_all
@@ -84,11 +84,19 @@ def _can_resume(run: list[str]) -> bool:
 
 def _show(pipeline: Pipeline) -> None:
     prints = pipeline.fingerprints()
-    raise_all(check_all(check_verb, [stage.argv for stage in pipeline.stages.values()]))
+    raise_all(check_all(check_verb, commands_of(pipeline.stages.values())))
     for name, stage in pipeline.stages.items():
-        state = StageState(pipeline.out, name)
+        state = StageState(pipeline.out, name, stage.is_cell)
         will = "same" if state.is_done(prints[name]) else "run"
         if will == "run" and state.was_interrupted(prints[name]) and _can_resume(stage.run):
             will = "resume"
-        needs = f"  # needs {', '.join(stage.needs)}" if stage.needs else ""
-        sys.stdout.write(f"{will:<7} {name}: lit-align {shlex.join(stage.argv)}{needs}\n")
+        notes = [f"needs {', '.join(stage.needs)}"] if stage.needs else []
+        if stage.inner is not None:
+            notes.append(f"{_done_in(stage.inner)} of {len(stage.inner.stages)} stages are done")
+        after = f"  # {'; '.join(notes)}" if notes else ""
+        sys.stdout.write(f"{will:<7} {name}: lit-align {shlex.join(stage.argv)}{after}\n")
+
+
+def _done_in(pipeline: Pipeline) -> int:
+    prints = pipeline.fingerprints()
+    return sum(StageState(pipeline.out, name).is_done(prints[name]) for name in pipeline.stages)

@@ -10,8 +10,11 @@ import time
 from pathlib import Path
 
 from lit_align.errors import UserError
+from lit_align.pipeline import load_pipeline
+from lit_align.progress import Progress
+from lit_align.scheduler import run_pipeline
 
-VERBS = ("write", "fail", "train", "hang", "die")
+VERBS = ("write", "fail", "train", "hang", "die", "pipeline")
 
 
 def parse(argv: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -36,8 +39,23 @@ def check(argv: list[str]) -> None:
         raise UserError("unknown option --typo")
 
 
+def cell(config: str, overrides: list[str]) -> None:
+    """A pipeline as a stage of another, as `lit-align pipeline` runs one."""
+    pipeline = load_pipeline([config], overrides, VERBS)
+    progress = Progress(len(pipeline.stages), 8)
+    try:
+        code = run_pipeline(pipeline, run, check, lambda words: words[0] == "train", progress)
+    finally:
+        progress.close()
+    if code:
+        sys.exit(code)
+
+
 def run(argv: list[str]) -> None:
     words, options = parse(argv)
+    if words[0] == "pipeline":
+        cell(options.pop("config"), [f"{key}={value}" for key, value in options.items()])
+        return
     folder = Path(options["out"])
     sys.stdout.write(f"said by {folder.name}\n")
     subprocess.run(["echo", "said by a child"], check=True)

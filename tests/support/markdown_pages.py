@@ -78,6 +78,7 @@ def run_all_stages(folder: Path) -> dict[str, Path]:
     rule = ["--rule.name=left", "--rule.ranking=[[left], [right]]"]
     run_verb(["compare", "--trajectories", play, "--out", str(folder / "pairs"), *rule, "--comparisons=8"])
     learned = fit("reward", f"--data.preferences={folder / 'pairs'}", "--data.pairs=4")
+    preferred = fit("prefer", f"--data.preferences={folder / 'pairs'}", "--data.pairs=4")
     world = ["--data.env=LitAlign-test/Light-v0", "--data.worlds=2", "--data.episodes=4", "--data.minibatches=2"]
     aligned = fit("align", f"--model.reward_model={learned / 'reward_model'}", *world, "--data.validation_episodes=2")
-    return {"pretrain": imitated, "reward": learned, "align": aligned}
+    return {"pretrain": imitated, "reward": learned, "prefer": preferred, "align": aligned}
