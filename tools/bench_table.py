@@ -34,13 +34,25 @@ def rows(result: dict[str, Any]) -> list[str]:
         for peer, theirs in case["theirs"].items():
             aim = case["aim"].get(peer)
             sign = "<=" if case["better"] == "lower" else ">="
-            told = "" if aim is None else f"{sign} {aim:g}: {'reached' if reached(case, peer) else '**missed**'}"
+            told = "" if aim is None else f"{sign} {aim:g}: {verdict(reached(case, peer))}"
+            if "intervals" in case:
+                told = f"not below: {verdict(case['intervals']['ours'][1] >= case['intervals'][peer][0])}"
             about = peer.replace("_", " ")
             made.append(
-                f"| {name} | {number(case['ours'])} {unit} | {about}: {number(theirs)} | "
-                f"**{case['ratio'][peer]:.2f}** | {told} |"
+                f"| {name} | {number(case['ours'])}{around(case, 'ours')} {unit} | "
+                f"{about}: {number(theirs)}{around(case, peer)} | **{case['ratio'][peer]:.2f}** | {told} |"
             )
     return made
+
+
+def verdict(good: bool) -> str:
+    """What became of an aim; a miss stands out."""
+    return "reached" if good else "**missed**"
+
+
+def around(case: dict[str, Any], who: str) -> str:
+    """The 95 % interval of one side, where the case has them."""
+    return " ({} to {})".format(*map(number, case["intervals"][who])) if "intervals" in case else ""
 
 
 def reached(case: dict[str, Any], peer: str) -> bool:

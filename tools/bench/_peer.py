@@ -17,23 +17,26 @@ VENV = ROOT / ".venv-bench"
 SCRIPTS = Path(__file__).parent / "_peers"
 
 
-def peer_python(*packages: str) -> Path:
+def peer_python(*packages: str, venv: Path = VENV, constrained: bool = True) -> Path:
     """The Python of `.venv-bench`, with some packages and the very build of torch that we run on.
 
     Args:
         *packages: What pip installs, in the versions of `constraints.txt` where it names them.
+        venv: Another environment, for packages that want other versions than the peers beside them.
+        constrained: Whether the versions of `constraints.txt` hold; some peers need older ones.
     """
-    python = VENV / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
-    stamp = VENV / f".installed-{'-'.join(packages)}"
-    wanted = f"torch {version('torch')}\n{(ROOT / 'constraints.txt').read_text()}"
+    python = venv / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+    stamp = venv / f".installed-{'-'.join(packages)}"
+    versions = (ROOT / "constraints.txt").read_text() if constrained else ""
+    wanted = f"torch {version('torch')}\n{versions}"
     if stamp.is_file() and stamp.read_text() == wanted:
         return python
-    print(f"installing {', '.join(packages)} into {VENV.name}, once", file=sys.stderr)
+    print(f"installing {', '.join(packages)} into {venv.name}, once", file=sys.stderr)
     if not python.is_file():
-        subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
+        subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
     # The local part of the version (+cpu) counts: a GPU build would be another racer, and gigabytes.
     install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    constraints = ["--constraint", str(ROOT / "constraints.txt")]
+    constraints = ["--constraint", str(ROOT / "constraints.txt")] if constrained else []
     subprocess.run([*install, *constraints, f"torch=={version('torch')}", *packages], check=True)
     stamp.write_text(wanted)
     return python

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 Timing = dict[str, float]
@@ -47,6 +47,33 @@ class Case:
         unit = {"unit": self.unit} if self.unit else {}
         same = {"ours": self.ours, "theirs": self.theirs, "ratio": self.ratio, "aim": self.aim, "better": self.better}
         return {**unit, **same, **reached, **self.facts}
+
+
+T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom."""
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the mean of two to ten values that are distributed normally, by Student's t."""
+    half = T_QUANTILES[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.fmean(values) - half, statistics.fmean(values) + half
+
+
+def reaches(ours: Sequence[float], theirs: Mapping[str, Sequence[float]], **rest: Any) -> Case:
+    """A case that is reached where our mean is not surely below a peer's: 95 % intervals overlap, or ours is higher.
+
+    Args:
+        ours: A value for each run.
+        theirs: The same of each peer.
+        **rest: Other attributes of `Case`.
+    """
+    means = {peer: statistics.fmean(values) for peer, values in theirs.items()}
+    ratio = {peer: statistics.fmean(ours) / (mean or math.ulp(1.0)) for peer, mean in means.items()}
+    case = Case(statistics.fmean(ours), means, ratio)
+    intervals = {"ours": interval(ours), **{peer: interval(values) for peer, values in theirs.items()}}
+    reached = all(intervals["ours"][1] >= low for low, _ in intervals.values())
+    facts = {"intervals": intervals, "reached": reached, "values": {"ours": list(ours), **theirs}}
+    return replace(case, facts={**rest.pop("facts", {}), **facts}, **rest)
 
 
 def interleave(runners: Mapping[str, Runner], repeats: int, warm_up: int = 1) -> dict[str, list[Timing]]:

@@ -27,11 +27,14 @@ def settings() -> dict[str, Any]:
     return wanted
 
 
-def serve(work: Callable[[], object], **facts: Any) -> None:
+def serve(
+    work: Callable[[], Any], timer: Callable[[Callable[[], Any]], dict[str, float]] = timed, **facts: Any
+) -> None:
     """Answers until standard input closes.
 
     Args:
         work: One run.
+        timer: Does the work and gives the answer; a peer whose work times itself, and tells more, hands its own in.
         **facts: What the harness should know of this peer: versions, parameters.
     """
     # Libraries print; from here on that goes to standard error, and the pipe carries answers alone.
@@ -40,4 +43,4 @@ def serve(work: Callable[[], object], **facts: Any) -> None:
     print(json.dumps(facts), file=answers, flush=True)
     for line in sys.stdin:
         if line.strip() == "run":
-            print(json.dumps(timed(work)), file=answers, flush=True)
+            print(json.dumps(timer(work)), file=answers, flush=True)
