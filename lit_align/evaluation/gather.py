@@ -168,18 +168,19 @@ def _add_reward_models(folder: Path, found: Gathered) -> None:
 def _runs(folder: Path) -> dict[str, Mapping[str, Any]]:
     found: dict[str, Mapping[str, Any]] = {}
     for stage in sorted(path for path in folder.iterdir() if path.is_dir()):
-        content = _mapping(stage / "run.json")
+        content = mapping_of(stage / "run.json")
         if "seconds" in content:
             found[stage.name] = content
     # The pipeline's own clock, where there is one, saw each stage from outside.
     for path in sorted(folder.glob(".pipeline/*.json")):
-        content = _mapping(path)
+        content = mapping_of(path)
         if content.get("state") == "done" and "seconds" in content:
             found[path.stem] = {**found.get(path.stem, {}), "seconds": content["seconds"]}
     return found
 
 
-def _mapping(path: Path) -> dict[str, Any]:
+def mapping_of(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object; an empty one where it cannot be read or holds something else."""
     try:
         content = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lit_align.errors import UserError
-from lit_align.evaluation.gather import Gathered, gather
+from lit_align.evaluation.gather import Gathered, gather, mapping_of
 from lit_align.evaluation.over_optimisation import NUMBERS, numbers, target_of, watch_of
 from lit_align.files import write_whole
 
@@ -69,7 +69,7 @@ def read_cell(folder: Path) -> Cell:
     """
     found = gather(folder)
     kind, seed = name_of(folder.name)
-    states = {path.stem: _mapping(path) for path in sorted((folder / STATE).glob("*.json"))}
+    states = {path.stem: mapping_of(path) for path in sorted((folder / STATE).glob("*.json"))}
     done = {name: state for name, state in states.items() if state.get("state") == "done"}
     return {
         "kind": kind,
@@ -82,7 +82,7 @@ def read_cell(folder: Path) -> Cell:
         "rollouts": {
             path.parent.name: {key: meta[key] for key in ("episodes", "steps", "outcomes")}
             for path in sorted(folder.glob("*/meta.json"))
-            if "steps" in (meta := _mapping(path))
+            if "steps" in (meta := mapping_of(path))
         },
         "routes": _routes(found) if kind in WITH_ROUTES else {},
         "stages": {name: state["seconds"] for name, state in done.items()},
@@ -107,7 +107,7 @@ def read_study(path: Path) -> dict[str, Any]:
     Raises:
         UserError: It is not that.
     """
-    content = _mapping(path)
+    content = mapping_of(path)
     if content.get("schema") != SCHEMA or not isinstance(content.get("cells"), dict):
         raise UserError(f"{path} does not hold a study's results; make it with `lit-align study`")
     return content
@@ -124,7 +124,7 @@ def _short(entry: Any) -> Any:
 def _alignments(found: Gathered) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for name, columns in found.metrics.items():
-        told = _mapping(found.folder / name / NUMBERS)
+        told = mapping_of(found.folder / name / NUMBERS)
         if not told:
             watch = watch_of(columns, target_of(found.folder / name, columns))
             told = {} if watch is None else numbers(watch)
@@ -141,11 +141,3 @@ def _routes(found: Gathered) -> dict[str, list[list[int]]]:
             paths = [np.round(np.concatenate([path[:-1:STRIDE, :2], path[-1:, :2]])) for path in played.positions]
             made[name] = [path.astype(int).ravel().tolist() for path in paths[:ROUTES]]
     return made
-
-
-def _mapping(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
-        return {}
-    return content if isinstance(content, dict) else {}

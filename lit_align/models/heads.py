@@ -81,7 +81,7 @@ class Heads(nn.Module):
         if temperature != 1:
             logits = logits / temperature
         if len(set(self.sizes)) == 1:  # no head is padded
-            return torch.log_softmax(logits.unflatten(-1, self.layout.shape), dim=-1)
+            return torch.log_softmax(logits.reshape(*logits.shape[:-1], *self.layout.shape), dim=-1)
         logits = torch.cat((logits, logits.new_full((*logits.shape[:-1], 1), _PAD)), dim=-1)
         return torch.log_softmax(logits[..., self.layout], dim=-1)
 
