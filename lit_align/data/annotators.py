@@ -61,6 +61,11 @@ class Rule:
         if bool(self.ranking) == bool(self.score):
             given = "both rule.ranking and rule.score" if self.score else "neither rule.ranking nor rule.score"
             raise UserError(f"the rule '{self.name}' has {given}; expected one of them")
+        if not self.score and gamma != 1:
+            raise UserError(
+                f"annotator.gamma is {gamma}, and the rule '{self.name}' ranks outcomes, which only the last step "
+                "has: a myopic annotator needs rule.score, a function that gives a number for each step"
+            )
         if not self.score:
             worth = -self.ranks(dataset.episodes["outcome"].astype(str)).astype(np.float64)
             return worth, worth
@@ -108,8 +113,11 @@ def load_function(name: str, option: str) -> Callable[..., Any]:
         sys.path.append(here)  # for good: the function may import its neighbours when it is called
     try:
         found = getattr(importlib.import_module(module), function, None)
-    except ImportError as error:
-        raise UserError(f"{option}: cannot import {module!r} ({error}); is it installed, or in this folder?") from error
+    except Exception as error:  # whatever the module does when it is imported
+        raise UserError(
+            f"{option}: cannot import {module!r} ({type(error).__name__}: {error}); is it installed, or in this "
+            "folder, and can Python import it?"
+        ) from error
     if not callable(found):
         raise UserError(f"{option}: there is no function {function!r} in {module!r}")
     return found

@@ -47,9 +47,11 @@ class RewardModel(nn.Module):
         self.head = nn.Linear(config.width, heads)
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
-        # Mean and standard deviation of the raw reward on the starting agent's own rollouts; see `normalise`.
-        self.register_buffer("mean", torch.zeros(()))
-        self.register_buffer("std", torch.ones(()))
+        # Mean and standard deviation of the raw reward on the starting agent's own rollouts; see `normalise`. Each head
+        # has its own: comparisons fix no head's zero, and heads may disagree about episodes alone.
+        shape = () if heads == 1 else (heads,)
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("std", torch.ones(shape))
         self.mean: Tensor
         self.std: Tensor
 

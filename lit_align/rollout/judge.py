@@ -71,7 +71,8 @@ class Judge:
         """Rollouts in the order of the trajectories; the episodes of a group stand side by side."""
         judged = self.rewards(trajectories)
         returns, steps = totals(judged.rewards), sum(len(t) for t in trajectories)
-        sums = [returns.sum(), returns.square().sum(), len(returns), steps, *(f.sum() for f in judged.facts.values())]
+        exact = returns.double()  # squares of large returns leave no room for what sets them apart
+        sums = [exact.sum(), exact.square().sum(), len(returns), steps, *(f.sum() for f in judged.facts.values())]
         total, squares, count, self.steps, *facts = _reduced(sums, agent, reduce)
         self.returns = Moments.of(count, total, squares)
         self.facts = {name: fact / count for name, fact in zip(judged.facts, facts, strict=True)}

@@ -23,6 +23,8 @@ from lit_align.rollout.buffer import in_batches, pad, pad_vectors
 
 ENVIRONMENT = "env"
 """The source that is the world's own reward."""
+RESERVED = ("mean", "std", "heads_std")
+"""Metrics `reward/...` that are not a source's."""
 
 
 def is_function(source: str) -> bool:
@@ -144,7 +146,7 @@ class LearnedReward:
         spread = heads.std(1) if model.heads > 1 else torch.zeros_like(reward)
         if self.pessimism:
             reward = reward - self.pessimism * spread
-        steps = (scores.mean(2)[:, 1:] / model.std).cpu()
+        steps = (scores / model.std).mean(2)[:, 1:].cpu()
         return [
             (self._spread(total, row[: len(one)]), doubt)
             for one, total, row, doubt in zip(part, reward.cpu(), steps, spread.cpu(), strict=True)
@@ -211,9 +213,9 @@ def _load(source: str, pessimism: float) -> Source:
 
 
 def _names(sources: list[str]) -> list[str]:
-    names: list[str] = []
+    names = list(RESERVED)
     for source in sources:
         name = source.split(":")[1] if is_function(source) else Path(source).parent.name or Path(source).name
         before = sum(re.fullmatch(rf"{re.escape(name)}(_\d+)?", other) is not None for other in names)
         names.append(f"{name}_{before + 1}" if before else name)
-    return names
+    return names[len(RESERVED) :]

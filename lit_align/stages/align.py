@@ -51,7 +51,8 @@ class Align(Stage):
             generalised advantage estimation with a value head.
         gamma: Discount of a step, of ppo; the others are undiscounted.
         gae_lambda: Of ppo: 0 trusts the value head, 1 the rewards that came.
-        value_coefficient: Of the value head's squared error in the loss, of ppo.
+        value_coefficient: Of the value head's squared error in the loss, of ppo; the error is in the rewards' own
+            units, so that returns of 100 want a smaller one.
         value_clip: Values may move this far in an iteration before their error stops falling, of ppo; None for no
             clipping.
         reference: Folder of the frozen reference policy; None takes `init_from`; `none` goes without: nothing is
@@ -311,7 +312,7 @@ class Align(Stage):
 
     @property
     def _spent(self) -> bool:
-        return self.max_kl is not None and self._last_kl > self.max_kl
+        return self.max_kl is not None and not self._last_kl <= self.max_kl  # a KL that is no number has spent it
 
     def _stop_when_spent(self) -> None:
         if self._spent:

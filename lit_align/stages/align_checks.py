@@ -34,6 +34,17 @@ def wrong_options(align: Align) -> list[str]:
             f"model.value_coefficient is {align.value_coefficient} and model.value_clip {align.value_clip}; expected "
             "more than 0 (null for no clipping)"
         )
+    if align.estimator != "ppo" and (align.gae_lambda, align.value_coefficient, align.value_clip) != (0.95, 0.5, None):
+        errors.append(
+            f"model.gae_lambda is {align.gae_lambda}, model.value_coefficient {align.value_coefficient} and "
+            f"model.value_clip {align.value_clip}, and {align.estimator} has no value head: leave them out, or set "
+            "model.estimator to ppo"
+        )
+    if align.min_std < 0 or (align.min_std > 0 and not align.scale_advantages):
+        errors.append(
+            f"model.min_std is {align.min_std} and model.scale_advantages {align.scale_advantages}; expected 0 or "
+            "more, and more than 0 only where advantages are scaled"
+        )
     if not 0 <= align.pessimism < math.inf:
         errors.append(f"model.pessimism is {align.pessimism}; expected 0 or more")
     if not all(math.isfinite(weight) for weight in align.sources.values()):
@@ -48,6 +59,8 @@ def _wrong_kl(align: Align) -> list[str]:
             f"model.reference is none, and {told}: without a reference there is no KL; expected model.kl 0 and the "
             "others null"
         ]
+    if not (align.kl >= 0 and (align.max_kl is None or align.max_kl > 0)):
+        return [f"{told}: expected a coefficient of 0 or more and a budget of more than 0"]
     if align.kl_target is not None and not (align.kl_target > 0 and align.kl > 0):
         return [f"{told}: a coefficient that is steered starts above 0; expected more than 0 of both"]
     return []

@@ -89,7 +89,7 @@ class Prefer(Stage):
         self.agent: Agent | None = None
         self.accuracy: float | None = None
         self.train_loss, self.train_accuracy, self.train_margin = MeanMetric(), MeanMetric(), MeanMetric()
-        self.seen = CatMetric()
+        self.seen = CatMetric(nan_strategy="disable")
         self._weights = ""
 
     @property
@@ -140,6 +140,7 @@ class Prefer(Stage):
             return
         self._weights = self._weights or fingerprint(self.reference_folder)
         decides = {"temperature": self.temperature, "precision": str(self.trainer.precision)}
+        decides |= {"device": self.device.type, "torch": torch.__version__}  # sums round otherwise on others
         self.data().store_reference({"weights": self._weights, **decides}, self.reference_log_probs)
 
     on_test_start = on_validation_start
@@ -220,8 +221,9 @@ class Prefer(Stage):
             return
         table = np.full((len(ids), 3), np.nan)
         table[found[:, 0].long().cpu().numpy()] = found[:, 1:].double().cpu().numpy()
+        seen = ~np.isnan(table[:, 2])
         chosen, rejected = (table[np.searchsorted(ids, side[~pairs.tie])] for side in (pairs.chosen, pairs.rejected))
-        whole = ~np.isnan(chosen + rejected).any(1)  # not so where the Trainer limits validation
+        whole = ~np.isnan(chosen[:, 2] + rejected[:, 2])  # not all are seen where the Trainer limits validation
         chosen, rejected = chosen[whole], rejected[whole]
         if not len(chosen):
             return
@@ -236,7 +238,7 @@ class Prefer(Stage):
             "val/pairs": float(len(gaps)),
         }
         if self.reference_folder is not None:
-            values["val/kl"] = float(-np.nansum(table[:, 1]) / np.nansum(table[:, 2]))
+            values["val/kl"] = float(-table[seen, 1].sum() / table[seen, 2].sum())
         self.log_dict(values, prog_bar=True, sync_dist=True)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:

@@ -256,9 +256,9 @@ class Reward(Stage):
             rewards = self.model.rewards_of(every["features"].to(self.device), every["lengths"].to(self.device))
         else:
             rewards = self._over_all(self.model)
-        all_rewards = rewards.mean(1)
-        self.model.mean.fill_(all_rewards.mean())
-        self.model.std.fill_(all_rewards.std().clamp_min(1e-6))
+        rewards = rewards.squeeze(1)  # of one head, numbers; of several, each head's own
+        self.model.mean.copy_(rewards.mean(0))
+        self.model.std.copy_(rewards.std(0).clamp_min(1e-6))
         self._normalised = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

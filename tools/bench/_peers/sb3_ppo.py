@@ -16,6 +16,7 @@ from serve import serve, settings, timed
 from stable_baselines3 import PPO
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
+from torch.utils.flop_counter import FlopCounterMode
 
 
 class SmallCnn(BaseFeaturesExtractor):
@@ -84,9 +85,14 @@ def train() -> dict[str, float]:
     return {**spent, "steps": float(model.num_timesteps), "return": score}
 
 
+model = learner(0)
+seen = model.policy.obs_to_tensor(model.env.reset())[0][:1]
+with FlopCounterMode(display=False) as counter, torch.no_grad():
+    model.policy(seen)
 serve(
     train,
     timer=lambda work: work(),
     versions={"stable-baselines3": stable_baselines3.__version__, "torch": torch.__version__},
-    parameters=sum(p.numel() for p in learner(0).policy.parameters()),
+    parameters=sum(p.numel() for p in model.policy.parameters()),
+    flops=counter.get_total_flops(),
 )
