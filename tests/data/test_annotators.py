@@ -143,12 +143,14 @@ def rewards_of(trajectory):
     return trajectory.rewards
 
 
-def test_an_outcome_counts_at_the_last_step_and_so_does_one_number(play):
+def test_one_number_counts_at_the_last_step_and_a_ranking_has_no_steps_to_be_myopic_about(play):
     dataset = TrajectoryDataset(play)
-    ranked = Rule("left", [["left"], ["right"]]).utilities(dataset, 0.5)
+    rule = Rule("left", [["left"], ["right"]])
     rank = {"left": 0, "right": -1, "none": -2}
-    for worth in ranked:
+    for worth in rule.utilities(dataset):
         assert worth.tolist() == [rank[outcome] for outcome in dataset.episodes["outcome"]]
+    with pytest.raises(UserError, match=r"needs rule.score, a function that gives a number for each step"):
+        rule.utilities(dataset, 0.5)
     whole, perceived = Rule("rewards", score="worth:total").utilities(dataset, 0.5)
     assert whole.tolist() == perceived.tolist() == [float(dataset[i].rewards.sum()) for i in range(len(dataset))]
 
