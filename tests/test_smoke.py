@@ -30,7 +30,7 @@ def test_the_whole_recipe_in_miniature(tmp_path):
         assert sum(entry["outcomes"].values()) == entry["episodes"] == 4
         assert entry["rates"]["none"]["low"] <= entry["rates"]["none"]["value"] <= entry["rates"]["none"]["high"]
     assert set(results["reward_models"]) == {"left", "right"}
-    assert {len(sizes) for starts in results["reward_models"].values() for sizes in starts.values()} == {3}
+    assert {len(sizes) for starts in results["reward_models"].values() for sizes in starts.values()} == {2}
     page = (out / "report" / "index.html").read_text()
     assert "not run" not in page.lower()
     assert any((out / "report").rglob("*.mp4"))
