@@ -196,7 +196,7 @@ def read_meta(folder: str | Path) -> Meta:
     if not path.is_file():
         what = "has no meta.json" if Path(folder).is_dir() else "does not exist"
         raise UserError(
-            f"'{folder}' {what}; expected a folder of trajectories (made by 'lit-align collect' or 'lit-align convert')"
+            f"'{folder}' {what}; expected a folder of trajectories (made by 'lit-align collect' or a TrajectoryWriter)"
         )
     try:
         data = json.loads(path.read_text())
