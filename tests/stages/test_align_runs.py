@@ -215,7 +215,10 @@ def test_several_rewards_and_an_ensembles_doubt_are_logged(folder):
         (["--model.kl=0", "--model.kl_target=0.1"], "a coefficient that is steered starts above 0"),
         (["--model.gamma=0.9"], "reinforce does not discount"),
         (["--model.estimator=ppo", "--model.gamma=1.5"], "model.gamma is 1.5"),
-        (["--model.value_coefficient=0"], "model.value_coefficient is 0"),
+        (["--model.estimator=ppo", "--model.value_coefficient=0"], "model.value_coefficient is 0"),
+        (["--model.value_clip=0.2"], "reinforce has no value head"),
+        (["--model.min_std=0.5"], "model.min_std is 0.5 and model.scale_advantages False"),
+        (["--model.kl=-1"], "expected a coefficient of 0 or more"),
         (["--model.pessimism=1"], "pessimism is 1.0, and there is no reward model"),
         (
             ["--model.estimator=rloo", "--data.episodes=1", "--data.minibatches=1"],
