@@ -59,8 +59,8 @@ def _wrong_kl(align: Align) -> list[str]:
             f"model.reference is none, and {told}: without a reference there is no KL; expected model.kl 0 and the "
             "others null"
         ]
-    if not (align.kl >= 0 and (align.max_kl is None or align.max_kl > 0)):
-        return [f"{told}: expected a coefficient of 0 or more and a budget of more than 0"]
+    if not (align.kl >= 0 and (align.max_kl is None or align.max_kl >= 0)):
+        return [f"{told}: expected a coefficient of 0 or more and a budget of 0 or more"]
     if align.kl_target is not None and not (align.kl_target > 0 and align.kl > 0):
         return [f"{told}: a coefficient that is steered starts above 0; expected more than 0 of both"]
     return []
