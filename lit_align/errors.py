@@ -21,6 +21,10 @@ class WorldFailed(RuntimeError):
     """A world died under the player: the episode is lost, and the next `reset` starts a fresh engine."""
 
 
+class FailedElsewhere(WorldFailed):
+    """The worlds of another process failed for good: process 0 says so, and its exit code tells."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Returns `; did you mean X?` for the nearest known word, or an empty string when nothing is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
@@ -33,3 +37,21 @@ def raise_all(errors: list[str]) -> None:
         raise UserError(errors[0])
     if errors:
         raise UserError(f"{len(errors)} things to mend:\n" + "\n".join(f"  - {error}" for error in errors))
+
+
+class Terminated(BaseException):
+    """The process was asked to end (SIGTERM); like KeyboardInterrupt, it is no error that anything may handle."""
+
+
+class Preempted(BaseException):
+    """The run stopped at a place from which it goes on later; like KeyboardInterrupt, it is no error.
+
+    Args:
+        message: what was saved.
+        requeue: whether the Slurm job is to be put back into the queue.
+        rank: of this process; rank 0 does it.
+    """
+
+    def __init__(self, message: str, requeue: bool = False, rank: int = 0) -> None:
+        super().__init__(message)
+        self.requeue, self.rank = requeue, rank

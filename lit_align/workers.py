@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from lit_align.errors import UserError, WorldFailed
+from lit_align.errors import Terminated, UserError, WorldFailed
 
 Runner = Callable[[list[str]], None]
 GRACE = 3.0
@@ -198,7 +198,10 @@ def _serve(connection: Connection, run: Runner, check: Runner) -> None:
             message = connection.recv()
         except EOFError:
             return
-        connection.send(run_task(run, message) if isinstance(message, Task) else check_all(check, message))
+        try:
+            connection.send(run_task(run, message) if isinstance(message, Task) else check_all(check, message))
+        except Terminated:  # a stage has ended cleanly, and so does its process
+            return
 
 
 def _end_with_parent() -> None:

@@ -10,7 +10,7 @@ from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from lit_align import __version__
 from lit_align.data.trajectories import Meta, TrajectoryWriter
-from lit_align.envs.gym import Observations, make
+from lit_align.envs.gym import Observations
 from lit_align.errors import UserError
 from lit_align.rollout.recording import Play, Recordings, agent_plays, players_play
 from lit_align.seeds import PURPOSES
@@ -37,6 +37,8 @@ def run(
     worlds: int = 16,
     workers: int | None = None,
     threads: int | None = None,
+    isolate: bool = False,
+    step_timeout: float | None = None,
 ) -> None:
     """Records play to a folder of trajectories.
 
@@ -60,6 +62,11 @@ def run(
         worlds: Worlds that an agent plays in one batch.
         workers: Processes for scripted players; None takes one for each core.
         threads: Torch threads for an agent; None leaves torch's own number.
+        isolate: Each world of an agent in a process of its own, for worlds that crash or hang; scripted players have
+            processes of their own anyway.
+        step_timeout: Seconds that a world's step may take (a reset ten times as long) before it counts as hung and is
+            killed. Needs `isolate`, but not on the island, whose limit is 60 where this is None; elsewhere None is no
+            limit.
     """
     purpose = purpose or ("rollouts" if agent else "play")
     if purpose not in PURPOSES or episodes < 1:
@@ -67,13 +74,13 @@ def run(
             f"purpose is {purpose!r} and episodes {episodes}; expected one of {', '.join(PURPOSES)}, "
             "and 1 episode or more"
         )
-    world = make(env, **(env_args or {}))
+    play = Play(env, dict(env_args or {}), purpose, seed, episodes if only is None else None, isolate, step_timeout)
+    world = play.make_world()
     try:
         Observations.of(world)  # a world that nobody can record is found before anything is played
         codec, fps = ActionCodec(world.action_space), float(world.metadata.get("render_fps", 30.0))
     finally:
         world.close()
-    play = Play(env, dict(env_args or {}), purpose, seed, episodes if only is None else None)
     provenance: dict[str, Any] = {"version": __version__, "purpose": purpose, "seed": seed, "only": only}
     if agent:
         from lit_align.models.agent import Agent

@@ -33,6 +33,8 @@ def run(
     threads: int | None = None,
     target: str | None = None,
     paired_videos: int = 0,
+    isolate: bool = False,
+    step_timeout: float | None = None,
 ) -> None:
     """Plays episodes with agents and counts how they end, with Wilson 95 % intervals.
 
@@ -58,6 +60,10 @@ def run(
         target: The pad that is wanted: recovery after a miss is counted for it too; `left`, `middle` or `right`.
         paired_videos: Videos of the first agent beside each of the others, of the first episodes in which one of the
             two missed its pad; needs `out` and two agents or more.
+        isolate: Each world in a process of its own, for worlds that crash or hang.
+        step_timeout: Seconds that a world's step may take (a reset ten times as long) before it counts as hung and is
+            killed. Needs `isolate`, but not on the island, whose limit is 60 where this is None; elsewhere None is no
+            limit.
     """
     titles = _names(agents, names)
     _check_pads(env, target, paired_videos, len(agents), out)
@@ -77,6 +83,7 @@ def run(
         for title, agent in zip(titles, players, strict=True):
             args = _with_size(env, dict(env_args or {}), agent.config.image_size)
             match = Match(env, args, episodes, seed, temperature, worlds, blank, videos, top_p, precision, target)
+            match.isolate, match.step_timeout = isolate, step_timeout
             folder = None if out is None else Path(out) / (f"eval_{title}" if len(agents) > 1 else "")
             task = bar.add_task(title, total=episodes)
             watched = seats.watch(title, agent, lambda task=task: bar.advance(task))

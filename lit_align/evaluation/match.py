@@ -17,6 +17,7 @@ import numpy as np
 
 from lit_align.data.trajectory import Trajectory
 from lit_align.envs.gym import make
+from lit_align.envs.isolate import make_world
 from lit_align.errors import UserError
 from lit_align.evaluation.episodes import Episodes, Slim
 from lit_align.evaluation.footage import Film, Picks, film, replay
@@ -60,6 +61,8 @@ class Match:
         top_p: Classes are drawn from the smallest set that holds this much probability.
         precision: The agent's arithmetic, told with the results.
         target: The pad that is wanted, for recovery after a miss; None for any.
+        isolate: Whether each world that is played has a process of its own.
+        step_timeout: Seconds that a step may take; see `isolate.make_world`.
     """
 
     env: str
@@ -73,10 +76,12 @@ class Match:
     top_p: float = 1.0
     precision: str = "fp32"
     target: str | None = None
+    isolate: bool = False
+    step_timeout: float | None = None
 
     def make_world(self, **extra: Any) -> gymnasium.Env[Any, Any]:
         """Make one world."""
-        world = make(self.env, **{**self.env_args, **extra})
+        world = make_world(self.env, {**self.env_args, **extra}, self.isolate, self.step_timeout)
         return Blanked(world) if self.blank else world
 
     def fps(self) -> float:

@@ -16,14 +16,14 @@ from lit_align.data.cache import pad_right
 from lit_align.data.loader import ResumableLoader, rng
 from lit_align.data.modules import Batch, world_of
 from lit_align.data.trajectory import Trajectory
-from lit_align.envs.gym import Observations, make
+from lit_align.envs.gym import Observations
+from lit_align.envs.isolate import make_world
 from lit_align.errors import UserError
+from lit_align.rollout.quota import Gather, Quota, play_steps
+from lit_align.rollout.sampler import Sampler
 from lit_align.rollout.steps import Rollout, Steps
 from lit_align.seeds import episode_seeds
 from lit_align.spaces import ActionCodec
-
-LONGEST = 64
-"""An iteration of `steps` has at most so many times `episodes` episodes."""
 
 
 class RolloutDataModule(pl.LightningDataModule):
@@ -36,25 +36,32 @@ class RolloutDataModule(pl.LightningDataModule):
         env: Gymnasium id of the world.
         env_args: Arguments that it is made with.
         worlds: Worlds that each process steps together.
-        episodes: Episodes of an iteration, over all processes; a multiple of processes x minibatches (of whole
-            episodes) and of processes x group.
+        episodes: Episodes of an iteration, over all processes, where `steps` does not decide it; a multiple of
+            processes x minibatches (of whole episodes) and of processes x group.
         minibatches: Optimizer steps in a pass over the buffer.
         epochs: Passes over the buffer; 1 pass, 1 minibatch and no clipping is REINFORCE.
         validation_episodes: Episodes of `validate`.
         seed: Decides worlds, choices and order.
         group: Episodes of a group: they start alike (the world's seed is the same) and differ by their choices. With
             1 each episode has a start of its own, and rloo and grpo compare all episodes of the iteration.
-        steps: Env steps that an iteration should hold: from the second one on, how many episodes it has follows from
-            the mean length of the last one's, at most 64 x `episodes`. None: always `episodes`.
+        steps: Env steps of an iteration, over all processes: it is the fewest episodes, in whole groups, that hold so
+            many, and at least a group for each process. None: always `episodes`.
         fragment: Train on pieces of at most this many env steps, which minibatches share out, in place of whole
             episodes. The frames that a piece's outputs depend on go before it, so nothing changes but the memory and
             which steps share a batch.
+        isolate: Each world in a process of its own, for worlds that crash or hang: it is killed and restarted, and its
+            episode is played again. The same episodes, at some cost in speed.
+        step_timeout: Seconds that a world's step may take (a reset ten times as long) before it counts as hung and is
+            killed. Needs `isolate`, but not on the island, whose limit is 60 where this is None; elsewhere None is no
+            limit.
 
     Attributes:
         codec: The world's action space.
         image_size: Height and width of its frames in pixels; 0 without pixels.
         vector_size: Numbers in its vector observation; 0 without one.
         burn_in: Frames before a fragment that its outputs depend on, a matter of the network; the stage sets it.
+        least: Episodes of an iteration of `steps` at the least, a matter of the estimator; the stage sets it.
+        unused: Env steps that this process played beyond the last iteration's episodes, to know that they are enough.
     """
 
     def __init__(
@@ -70,25 +77,30 @@ class RolloutDataModule(pl.LightningDataModule):
         group: int = 1,
         steps: int | None = None,
         fragment: int | None = None,
+        isolate: bool = False,
+        step_timeout: float | None = None,
     ) -> None:
         super().__init__()
         counts = (worlds, episodes, minibatches, epochs, validation_episodes, group, steps or 1, fragment or 1)
-        if min(counts) < 1 or (not fragment and episodes % minibatches) or episodes % group or 0 in (steps, fragment):
+        uneven = steps is None and ((not fragment and episodes % minibatches) or episodes % group)
+        if min(counts) < 1 or uneven or 0 in (steps, fragment):
             raise UserError(
                 f"data.worlds {worlds}, data.episodes {episodes}, data.minibatches {minibatches}, "
                 f"data.epochs {epochs}, data.validation_episodes {validation_episodes}, data.group {group}, "
                 f"data.steps {steps}, data.fragment {fragment}: "
-                "expected 1 or more, and episodes a multiple of minibatches (unless there are fragments) and of group"
+                "expected 1 or more, and (unless steps decide) episodes a multiple of minibatches, if there are no "
+                "fragments, and of group"
             )
         self.env, self.env_args = env, dict(env_args or {})
         self.worlds, self.episodes, self.minibatches, self.epochs = worlds, episodes, minibatches, epochs
         self.validation_episodes, self.seed = validation_episodes, seed
         self.group, self.steps, self.fragment = group, steps, fragment
-        self.burn_in = 0
+        self.isolate, self.step_timeout = isolate, step_timeout
+        self.burn_in, self.least, self.unused = 0, 1, 0
         self.buffer: Steps | None = None
         self.iteration = 0
-        # The first episode of the next iteration and how many it has, where `steps` decides it.
-        self._next: tuple[int, int] | None = None
+        # The first episode of the next iteration, where `steps` decided how many there were before.
+        self._next: int | None = None
         world = self.make_world()  # a wrong id or argument is found before anything is trained
         try:
             self.codec = ActionCodec(world.action_space)
@@ -99,7 +111,8 @@ class RolloutDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Finds numbers that cannot be shared out over the processes before anything is played."""
-        self.deal(0)
+        if self.steps is None:
+            self.deal(0)
         _, ranks = world_of(self)
         if self.validation_episodes < ranks:
             raise UserError(
@@ -109,20 +122,47 @@ class RolloutDataModule(pl.LightningDataModule):
 
     def make_world(self) -> gymnasium.Env[Any, Any]:
         """One environment."""
-        return make(self.env, **self.env_args)
+        return make_world(self.env, self.env_args, self.isolate, self.step_timeout)
+
+    def play(self, sampler: Sampler, iteration: int, gather: Gather = lambda mine: [mine]) -> list[Trajectory]:
+        """Plays this process's episodes of an iteration, and gives them in the order of their ids.
+
+        Args:
+            sampler: Plays.
+            iteration: Which one; iterations are played one after another.
+            gather: See `play_steps`.
+        """
+        start = self._start(iteration)
+        if self.steps is None:
+            dealt = self.deal(iteration)
+            if self._next is not None:
+                self._next = start + self.episodes
+            # What follows must not depend on which world was quickest.
+            return sorted(sampler.play(dealt), key=lambda t: t.id)
+        process, group = world_of(self), self.group
+        quota = Quota(self.steps, group, max(process[1], -(-self.least // group)))
+
+        def seed_of(place: int) -> int:
+            return episode_seeds("train", self.seed, 1, start + place - place % group)[0]
+
+        played = play_steps(sampler, quota, start, seed_of, process, gather)
+        self._next, self.unused = start + played.episodes, played.unused
+        return played.trajectories
 
     def deal(self, iteration: int) -> list[tuple[int, int]]:
-        """This process's episodes of an iteration: (id, seed), every process the same number, dealt out before play."""
+        """This process's episodes of an iteration: (id, seed), every process the same number, dealt out before play.
+
+        Where `steps` decides how many there are, `play` deals them.
+        """
         rank, ranks = world_of(self)
         if self.episodes % self.unit:
             raise UserError(
                 f"data.episodes is {self.episodes}; expected a multiple of {self.unit}, which {ranks} processes, "
                 f"data.minibatches {self.minibatches} and data.group {self.group} divide"
             )
-        start, count = self._extent(iteration)
-        seeds = episode_seeds("train", self.seed, count, start)
-        group = self.group
-        return [(start + i, seeds[i - i % group]) for i in range(count) if i // group % ranks == rank]
+        start, group = self._start(iteration), self.group
+        seeds = episode_seeds("train", self.seed, self.episodes, start)
+        return [(start + i, seeds[i - i % group]) for i in range(self.episodes) if i // group % ranks == rank]
 
     @property
     def unit(self) -> int:
@@ -130,34 +170,17 @@ class RolloutDataModule(pl.LightningDataModule):
         _, ranks = world_of(self)
         return ranks * (self.group if self.fragment else math.lcm(self.group, self.minibatches))
 
-    def _extent(self, iteration: int) -> tuple[int, int]:
-        """An iteration's first episode and number of episodes."""
-        return self._next or (iteration * self.episodes, self.episodes)
-
-    def look_ahead(self, iteration: int, steps: float, episodes: float) -> None:
-        """Decides how many episodes the next iteration has.
-
-        Args:
-            iteration: The one that was just played.
-            steps: Its env steps, over all processes.
-            episodes: Its episodes, over all processes.
-        """
-        if self.steps is None and self._next is None:
-            return
-        start, count = self._extent(iteration)
-        units = self.episodes // self.unit
-        if self.steps is not None:
-            units = min(max(1, math.ceil(self.steps * episodes / (steps * self.unit))), LONGEST * units)
-        self._next = start + count, units * self.unit
+    def _start(self, iteration: int) -> int:
+        """An iteration's first episode."""
+        return iteration * self.episodes if self._next is None else self._next
 
     def state_dict(self) -> dict[str, Any]:
-        """Which episodes come next, where `steps` decides it."""
-        return {} if self._next is None else {"next": list(self._next)}
+        """Which episode comes next, where `steps` decided how many there were before."""
+        return {} if self._next is None else {"next": self._next}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from there."""
-        start, count = state_dict["next"]
-        self._next = int(start), int(count)
+        self._next = int(state_dict["next"])
 
     def fill(self, iteration: int, rollouts: list[Rollout]) -> None:
         """Puts an iteration's rollouts into the buffer, ordered by episode id."""
@@ -168,8 +191,10 @@ class RolloutDataModule(pl.LightningDataModule):
     def largest_batch(self, longest: int) -> tuple[int, int]:
         """Sequences and frames of each in a batch of one process, if every episode has `longest` env steps."""
         _, ranks = world_of(self)
-        episodes = max(self.episodes, math.ceil((self.steps or 0) / longest))
-        pieces = episodes // ranks * math.ceil(longest / (self.fragment or longest))
+        episodes = self.episodes
+        if self.steps is not None:
+            episodes = max(math.ceil(self.steps / longest / self.group), ranks) * self.group
+        pieces = math.ceil(episodes / ranks) * math.ceil(longest / (self.fragment or longest))
         frames = min(longest, self.fragment + self.burn_in) if self.fragment else longest
         return math.ceil(pieces / self.minibatches), frames
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
@@ -13,30 +14,34 @@ from lit_align.models.agent import Agent
 from lit_align.rollout.buffer import RolloutDataModule
 from lit_align.rollout.sampler import Sampler
 from lit_align.rollout.steps import Rollout
+from lit_align.rollout.together import gathered, together
 
 
 class Learner(Protocol):
     """What the callback needs of the LightningModule."""
 
-    agent: Agent
     temperature: float
     counts: tuple[float, float]
     """Env steps and episodes of the iteration, over all processes, once they are judged."""
+
+    def player(self) -> Agent:
+        """The agent with the weights of now, whole also where it is sharded; called by every process."""
+        ...
 
     def judge(self, trajectories: list[Trajectory]) -> list[Rollout]:
         """Scores the episodes of this process and gives each its advantage."""
         ...
 
     def report(self, trajectories: list[Trajectory], seconds: float, failures: int) -> None:
-        """Logs what an iteration's play was like."""
+        """Logs what an iteration's play was like; `failures` are those of all processes."""
         ...
 
 
 class RolloutCallback(pl.Callback):
     """Fills the data module's buffer at the start of every epoch.
 
-    The worlds are played by a copy of the agent, synced once an iteration, so that no process waits in a collective
-    while worlds differ in pace.
+    The worlds are played by a whole copy of the agent, synced once an iteration, so that no process waits in a
+    collective while worlds differ in pace.
     """
 
     def __init__(self) -> None:
@@ -45,10 +50,11 @@ class RolloutCallback(pl.Callback):
     def sampler(self, trainer: pl.Trainer, module: Any) -> Sampler:
         """The sampler, made at first use and synced with the module's agent."""
         data = _data(trainer)
+        agent = module.player()
         if self._sampler is None:
-            player = module.agent.prepare(compile=module.train_config.compile)
+            player = agent.prepare(compile=module.train_config.compile)
             self._sampler = Sampler(player, data.make_world, data.worlds, module.temperature, data.seed)
-        self._sampler.agent.load_state_dict(module.agent.state_dict())
+        self._sampler.agent.load_state_dict(agent.state_dict())
         return self._sampler
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -56,14 +62,14 @@ class RolloutCallback(pl.Callback):
         data, learner = _data(trainer), pl_module
         assert isinstance(learner, pl.LightningModule)
         start = time.perf_counter()
-        sampler = self.sampler(trainer, learner)
-        before = sampler.failures
-        # Sorted by id: what follows must not depend on which world was quickest.
-        trajectories = sorted(sampler.play(data.deal(trainer.current_epoch)), key=lambda t: t.id)
+        with together(trainer):
+            sampler = self.sampler(trainer, learner)
+            before = sampler.failures
+            trajectories = data.play(sampler, trainer.current_epoch, partial(gathered, trainer))
+            failures = sum(gathered(trainer, sampler.failures - before))
         seconds = time.perf_counter() - start
         data.fill(trainer.current_epoch, learner.judge(trajectories))  # type: ignore[operator]
-        data.look_ahead(trainer.current_epoch, *learner.counts)  # type: ignore[misc]
-        learner.report(trajectories, seconds, sampler.failures - before)  # type: ignore[operator]
+        learner.report(trajectories, seconds, failures)  # type: ignore[operator]
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Ends the worlds."""

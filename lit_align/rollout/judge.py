@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,7 +37,8 @@ class Judge:
         gamma: Discount of a step, of `ppo`.
         gae_lambda: Of `ppo`.
         scale: Whether advantages are divided by their standard deviation.
-        min_std: They are divided by no less than this.
+        min_std: Returns that differ less than this (their standard deviation, in reward) count as if they differed by
+            it: see `_shared` and `_of_steps`.
         temperature: Of the policy, in play and in training.
 
     Attributes:
@@ -88,7 +90,9 @@ class Judge:
             rollouts = [Rollout(t, a.expand(len(t))) for t, a in zip(trajectories, advantages, strict=True)]
         else:
             values = values_of(trajectories, agent, value_head)
-            rollouts = self._of_steps(trajectories, judged.rewards, values, moments)
+            rollouts, scale = self._of_steps(trajectories, judged.rewards, values, moments)
+            if scale > 0:  # else there is nothing to learn
+                value_head.rescale(scale)
         if self.reference is not None:
             known = log_probs_of(trajectories, self.reference, self.temperature)
             for rollout, log_probs in zip(rollouts, known, strict=True):
@@ -110,8 +114,13 @@ class Judge:
         rewards: list[Tensor],
         values: list[Tensor],
         moments: Callable[..., Moments],
-    ) -> list[Rollout]:
-        """Each step's own advantage, and what the value head is to learn."""
+    ) -> tuple[list[Rollout], float]:
+        """Each step's own advantage, and what the value head is to learn, with the scale of that.
+
+        Advantages of steps are smaller than what an episode earned, by as much as the values know and as `gae_lambda`
+        forgets. So it is not their standard deviation that `min_std` is held against but that of the episodes' returns:
+        where these differ by less, scaled advantages are smaller in the same proportion, as those of whole episodes.
+        """
         for trajectory, value in zip(trajectories, values, strict=True):
             # After a time limit the world would have gone on; but see `Rewards.ends`.
             if trajectory.terminated or self.rewards.ends:
@@ -120,11 +129,15 @@ class Judge:
         before = [value[:-1] for value in values]
         returns = [a + v for a, v in zip(advantages, before, strict=True)]
         spread = moments(torch.cat(advantages))  # of return - value, too
-        self.facts["value/explained_variance"] = explained_variance(moments(torch.cat(returns)), spread)
+        apart = moments(torch.cat(returns))
+        self.facts["value/explained_variance"] = explained_variance(apart, spread)
         if self.scale:
-            advantages = [(a - spread.mean) / (max(spread.std, self.min_std) + TINY) for a in advantages]
+            damped = self.returns.std / max(self.returns.std, self.min_std) if self.min_std else 1.0
+            advantages = [(a - spread.mean) / (spread.std + TINY) * damped for a in advantages]
+        # Values that are off by more than the returns differ, as at first, are not the returns' fault.
+        scale = max(apart.std, math.hypot(spread.mean, spread.std), self.min_std)
         each = zip(trajectories, advantages, returns, before, strict=True)
-        return [Rollout(t, a, returns=r, values=v) for t, a, r, v in each]
+        return [Rollout(t, a, returns=r, values=v) for t, a, r, v in each], scale
 
 
 def values_of(trajectories: list[Trajectory], agent: Agent, value_head: ValueHead) -> list[Tensor]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from lit_align.data.encoding import encode
 from lit_align.data.trajectory import Trajectory
-from lit_align.envs.gym import make
+from lit_align.envs.isolate import make_world
 from lit_align.errors import WorldFailed
 from lit_align.seeds import episode_seeds
 
@@ -37,6 +37,8 @@ class Play:
         purpose: Range of seeds (`lit_align.seeds.PURPOSES`).
         seed: The run's seed.
         episodes: How many; None goes on without end.
+        isolate: Whether an agent's worlds have processes of their own.
+        step_timeout: Seconds that a step may take; see `make_world`.
     """
 
     env: str
@@ -44,6 +46,12 @@ class Play:
     purpose: str = "play"
     seed: int = 0
     episodes: int | None = None
+    isolate: bool = False
+    step_timeout: float | None = None
+
+    def make_world(self) -> gymnasium.Env[Any, Any]:
+        """One world."""
+        return make_world(self.env, self.env_args, self.isolate, self.step_timeout)
 
     def deal(self) -> Iterator[tuple[int, int]]:
         """Episodes as (id, world's seed)."""
@@ -86,10 +94,7 @@ def agent_plays(agent: Agent, play: Play, worlds: int, temperature: float = 1.0,
     worlds = min(worlds, play.episodes or worlds)
     name = str(agent.info.get("stage", "agent"))
 
-    def make_world() -> gymnasium.Env[Any, Any]:
-        return make(play.env, **play.env_args)
-
-    with Sampler(agent, make_world, worlds, temperature, play.seed, name, top_p=top_p) as sampler:
+    with Sampler(agent, play.make_world, worlds, temperature, play.seed, name, top_p=top_p) as sampler:
         counted = 0
         for trajectory in sampler.play(play.deal()):
             yield Recorded.of(trajectory, sampler.failures - counted)
@@ -137,7 +142,7 @@ def _start(mixture: dict[str, float], targets: list[str] | None, play: Play) -> 
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
     global _worker
-    _worker = ScriptedPlay(mixture, targets, play.env, play.env_args, play.seed)
+    _worker = ScriptedPlay(mixture, targets, play.env, play.env_args, play.seed, play.step_timeout)
 
 
 def _play_chunk(chunk: list[tuple[int, int]]) -> list[Recorded]:

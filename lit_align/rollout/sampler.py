@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lit_align.data.trajectory import Trajectory
 from lit_align.envs import WorldFailed
+from lit_align.envs.guard import BACKOFF, Guard, Seen
 from lit_align.envs.gym import Observations
 from lit_align.errors import MAX_ATTEMPTS, UserError
 from lit_align.models.acting import check_sampling
@@ -64,13 +65,12 @@ class _View:
     """What the worlds show now, side by side, as the agent takes it."""
 
     def __init__(self, shown: Observations, worlds: int) -> None:
-        self.shown = shown
         self.frames = np.zeros((worlds, shown.image_size, shown.image_size, 3), np.uint8)
         self.vectors = np.zeros((worlds, shown.vector_size), np.float32)
 
-    def see(self, w: int, episode: _Episode, observation: Any, info: dict[str, Any]) -> None:
+    def see(self, w: int, episode: _Episode, seen: Seen, info: dict[str, Any]) -> None:
         """Takes in what a world shows, and keeps it for the episode."""
-        frame, vector = self.shown.split(observation)
+        frame, vector = seen
         self.frames[w], self.vectors[w] = frame, vector
         episode.frames.append(frame.copy())  # a copy: some worlds draw every frame into the same array
         episode.vectors.append(vector)
@@ -92,9 +92,11 @@ class Sampler:
         player: Name that the trajectories carry.
         threads: Threads that step the worlds (engines run outside the interpreter's lock); None takes as many as torch.
         top_p: Draw from the smallest set of classes of a head that holds this much probability.
+        backoff: Seconds before a world that failed twice in a row is restarted, doubled each time (see `Guard`).
 
     Attributes:
-        failures: Episodes thrown away because their world died; each is played again from its start.
+        failures: Episodes thrown away because their world died, hung, raised an error or gave a malformed answer; each
+            is played again from its start.
 
     Raises:
         ValueError: The agent's frames or actions are not the environment's.
@@ -110,6 +112,7 @@ class Sampler:
         player: str = "agent",
         threads: int | None = None,
         top_p: float = 1.0,
+        backoff: float = BACKOFF,
     ) -> None:
         check_sampling(temperature, top_p)
         if worlds < 1:
@@ -119,12 +122,12 @@ class Sampler:
         self.failures = 0
         self.threads = min(threads or torch.get_num_threads(), worlds)
         self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
-        self._worlds: list[gymnasium.Env[Any, Any]] = []
+        self._worlds: list[Guard] = []
         try:
-            for _ in range(worlds):
-                self._worlds.append(make_world())
+            for w in range(worlds):
+                self._worlds.append(Guard(make_world, w, backoff))
                 check_fits(agent, self._worlds[-1])
-            self._shown = Observations.of(self._worlds[0])
+            self._shown = self._worlds[0].shown
         except BaseException:
             self.close()
             raise
@@ -143,11 +146,17 @@ class Sampler:
             self._worlds.pop().close()
 
     @torch.inference_mode()
-    def play(self, episodes: Iterable[tuple[int, int]]) -> Iterator[Trajectory]:
+    def play(
+        self, episodes: Iterable[tuple[int, int]], wants: Callable[[int, int], bool] = lambda *_: True
+    ) -> Iterator[Trajectory]:
         """Plays episodes given as (id, world's seed); yields each when it ends, in the order in which they end.
 
+        Args:
+            episodes: Taken one by one, as worlds become free.
+            wants: Told of each step: the episode's id and its env steps so far. One that is not wanted is thrown away.
+
         Raises:
-            WorldFailed: A world died again and again over the same episode.
+            WorldFailed: A world failed again and again over the same episode.
         """
         queue = iter(episodes)
         running: list[_Episode | None] = [None] * len(self._worlds)
@@ -158,11 +167,11 @@ class Sampler:
         def begin(w: int, episode: _Episode | None) -> None:
             while episode is not None:
                 try:
-                    observation, info = self._worlds[w].reset(seed=episode.seed)
+                    _, info = self._worlds[w].reset(seed=episode.seed)
                 except WorldFailed as error:
                     episode = self._again(episode, error)
                     continue
-                view.see(w, episode, observation, info)
+                view.see(w, episode, self._worlds[w].seen, info)
                 break
             running[w] = episode
             cache.reset([w])
@@ -173,10 +182,8 @@ class Sampler:
 
         for w in range(len(running)):
             begin(w, fresh())
-        while any(episode is not None for episode in running):
-            for w, episode in enumerate(running):
-                if episode is not None:
-                    uniform[w] = episode.noise.random(uniform.shape[1], np.float32)
+        while any(running):
+            _draw(running, uniform)
             actions, log_probs = self._choose(view, uniform, cache)
             for w, moved in self._step([(w, actions[w]) for w, episode in enumerate(running) if episode is not None]):
                 episode = running[w]
@@ -184,13 +191,15 @@ class Sampler:
                 if isinstance(moved, WorldFailed):
                     begin(w, self._again(episode, moved))
                     continue
-                observation, reward, terminated, truncated, info = moved
-                view.see(w, episode, observation, info)
+                _, reward, terminated, truncated, info = moved
+                view.see(w, episode, self._worlds[w].seen, info)
                 episode.actions.append(actions[w])
-                episode.rewards.append(float(reward))
+                episode.rewards.append(reward)
                 episode.log_probs.append(float(log_probs[w]))
-                if terminated or truncated:
+                over, wanted = terminated or truncated, wants(episode.id, len(episode.actions))
+                if over:
                     yield self._finish(episode, info, terminated, truncated)
+                if over or not wanted:
                     begin(w, fresh())
 
     def _step(self, moves: list[tuple[int, Classes]]) -> list[tuple[int, Any]]:
@@ -229,12 +238,14 @@ class Sampler:
         self.failures += 1
         if episode.attempts + 1 >= MAX_ATTEMPTS:
             raise WorldFailed(
-                f"a world died {MAX_ATTEMPTS} times over episode {episode.id} (seed {episode.seed}); last: {error}"
+                f"a world failed {MAX_ATTEMPTS} times over episode {episode.id}; last: {error}"
             ) from error
         _log.warning(
-            "a world died in episode %d after %d steps (%s); the episode is thrown away and played again",
+            "a world failed; episode %d is thrown away after %d steps and played again (attempt %d of %d): %s",
             episode.id,
             len(episode.actions),
+            episode.attempts + 2,
+            MAX_ATTEMPTS,
             error,
         )
         return self._new(episode.id, episode.seed, episode.attempts + 1)
@@ -255,3 +266,10 @@ class Sampler:
             terminated=bool(terminated),
             truncated=bool(truncated),
         )
+
+
+def _draw(running: list[_Episode | None], noise: NDArray[np.float32]) -> None:
+    """Each running episode's own noise for its next step, into its row of `(worlds, heads)`."""
+    for w, episode in enumerate(running):
+        if episode is not None:
+            noise[w] = episode.noise.random(noise.shape[1], np.float32)

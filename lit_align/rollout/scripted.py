@@ -9,7 +9,8 @@ import numpy as np
 
 from lit_align.data.trajectory import Trajectory
 from lit_align.envs import WorldFailed
-from lit_align.envs.gym import Observations, make
+from lit_align.envs.guard import Guard
+from lit_align.envs.isolate import make_world
 from lit_align.envs.jumppads.players import make_player
 from lit_align.errors import MAX_ATTEMPTS, UserError
 from lit_align.spaces import ActionCodec
@@ -24,19 +25,25 @@ class ScriptedPlay:
         env: Gymnasium id of the world.
         env_args: Arguments that it is made with.
         seed: The run's seed.
+        step_timeout: Seconds that a step may take before the world counts as hung; see `make_world`.
     """
 
     def __init__(
-        self, mixture: dict[str, float], targets: list[str] | None, env: str, env_args: dict[str, Any], seed: int
+        self,
+        mixture: dict[str, float],
+        targets: list[str] | None,
+        env: str,
+        env_args: dict[str, Any],
+        seed: int,
+        step_timeout: float | None = None,
     ) -> None:
         weights = np.array(list(mixture.values()), float)
         if not len(weights) or (weights < 0).any() or weights.sum() <= 0:
             raise UserError(f"players is {mixture}; expected kinds with weights of 0 or more, not all 0")
         self.kinds, self.weights = list(mixture), weights / weights.sum()
         self.targets, self.seed, self.env = targets, seed, env
-        self.world = make(env, **env_args)
+        self.world = Guard(lambda: make_world(env, env_args, step_timeout=step_timeout))
         self.codec = ActionCodec(self.world.action_space)
-        self.shown = Observations.of(self.world)
         self.failures = 0
         atexit.register(self.world.close)
 
@@ -60,13 +67,13 @@ class ScriptedPlay:
         target = self.targets[episode % len(self.targets)] if self.targets else None
         observation, info = self.world.reset(seed=seed)
         player = make_player(kind, int(rng.integers(2**31)), self.world, target=target)
-        seen, actions, positions, rewards = [self.shown.split(observation)], [], [info["position"]], []
+        seen, actions, positions, rewards = [self.world.seen], [], [info["position"]], []
         terminated = truncated = False
         while not (terminated or truncated):
             # What is recorded is what is played: the action is cut into classes first.
             classes = self.codec.encode(player.act(observation, info))
             observation, reward, terminated, truncated, info = self.world.step(self.codec.decode(classes))
-            seen.append(self.shown.split(observation))
+            seen.append(self.world.seen)
             actions.append(classes)
             positions.append(info["position"])
             rewards.append(float(reward))

@@ -70,8 +70,8 @@ class Steps:
     def batch(self, picked: Sequence[int]) -> Batch:
         """Some pieces side by side, padded on the right; without any, one of which nothing is trained on.
 
-        Its entries: the columns `(B, T, ...)`, `lengths` `(B,)`, the frames that count, and where pieces are not whole
-        episodes `skip` `(B,)`, how many of these come first and are not trained on.
+        Its entries: the columns `(B, T, ...)`, `lengths` `(B,)`, the frames that count, and where not all of these are
+        trained on `skip` `(B,)`, how many come first that are not.
         """
         first, skip, lengths = self.pieces[list(picked) or [0]].T
         at, blank = np.arange(lengths.max()), len(self.columns["log_probs"]) - 1
@@ -79,8 +79,10 @@ class Steps:
         flat, shape = torch.from_numpy(rows.ravel()), rows.shape
         batch = {name: c.index_select(0, flat).view(*shape, *c.shape[1:]) for name, c in self.columns.items()}
         batch["lengths"] = torch.from_numpy(lengths.copy())
-        if not self.whole:
-            batch["skip"] = torch.from_numpy(skip.copy()) if len(picked) else batch["lengths"]
+        if not len(picked):
+            batch["skip"] = batch["lengths"]
+        elif not self.whole:
+            batch["skip"] = torch.from_numpy(skip.copy())
         return batch
 
 

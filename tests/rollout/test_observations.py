@@ -10,6 +10,7 @@ from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lit_align.envs import WorldFailed
 from lit_align.envs.gym import Observations, make
 from lit_align.errors import UserError
 from lit_align.rollout.sampler import Sampler
@@ -113,8 +114,8 @@ def test_a_world_that_shows_nonsense_in_play_is_named():
 
     agent = tiny_agent(image_size=0, vector_size=2)
     with (
-        Sampler(agent, lambda: Sick(0, vector=2), 2) as sampler,
-        pytest.raises(UserError, match="environment Sick .* is nan"),
+        Sampler(agent, lambda: Sick(0, vector=2), 2, backoff=0.01) as sampler,
+        pytest.raises(WorldFailed, match=r"world 0 \(Sick\), seed 1, at step 3: showed .* is nan"),
     ):
         list(sampler.play([(0, 1), (1, 2)]))
 

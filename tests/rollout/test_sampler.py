@@ -129,8 +129,11 @@ def test_an_episode_whose_world_dies_is_played_again_as_if_nothing_had_happened(
 
 
 def test_a_world_that_always_dies_stops_the_run_with_a_word():
-    with pytest.raises(WorldFailed, match="died 5 times over episode 0"):
-        play(worlds=1, make=lambda: LightWorld(dies_at=tuple(range(1, 100))))
+    with pytest.raises(
+        WorldFailed,
+        match="failed 5 times over episode 0; last: world 0 .LightWorld., seed 100, at step 1: the lamp went out",
+    ):
+        play(worlds=1, make=lambda: LightWorld(dies_at=tuple(range(1, 100))), backoff=0.01)
 
 
 def test_an_agent_that_does_not_fit_the_world_is_named_before_play():

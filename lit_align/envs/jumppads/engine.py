@@ -11,10 +11,12 @@ import contextlib
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import weakref
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +25,14 @@ from numpy.typing import NDArray
 
 from lit_align.envs import WorldFailed
 from lit_align.envs.jumppads.affinity import SameCore
+from lit_align.envs.jumppads.deadline import Deadline
 from lit_align.envs.jumppads.map import build_wad
 
 RESOLUTIONS = ("160x120", "200x150", "320x240", "400x300", "640x480", "800x600")
 SHARED_MEMORY = Path("/dev/shm")
+PROCESSES = Path("/proc")
+START = 60.0
+"""Seconds that an engine may take to start, and for a step where nobody says otherwise."""
 
 _BUTTONS = (
     vizdoom.Button.MOVE_FORWARD_BACKWARD_DELTA,
@@ -105,6 +111,17 @@ def _tidy(watchdog: subprocess.Popen[bytes] | None, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def _kill(folder: Path) -> None:
+    """Kills the engine that was started in a folder, if it has got so far and is not gone already."""
+    with contextlib.suppress(OSError, ValueError):
+        pid = int((folder / "pid").read_text())
+        if PROCESSES.is_dir():  # else a stranger may have got its number
+            instance = (folder / "instance").read_bytes().strip()
+            if instance not in (PROCESSES / str(pid) / "cmdline").read_bytes():
+                return
+        os.kill(pid, signal.SIGKILL)
+
+
 class Engine:
     """A ViZDoom engine with the island loaded.
 
@@ -112,6 +129,10 @@ class Engine:
         resolution: One of `RESOLUTIONS`.
         fenced: Nobody can leave the beach for the water.
         sky: One of `map.SKIES`.
+
+    Attributes:
+        timeout: Seconds that `act` may take, and `new_episode` ten times as long, before the engine counts as hung and
+            is killed.
 
     Raises:
         ValueError: The resolution is not one of `RESOLUTIONS`.
@@ -122,19 +143,22 @@ class Engine:
         if resolution not in RESOLUTIONS:
             raise ValueError(f"resolution is {resolution!r}; expected one of {', '.join(RESOLUTIONS)}")
         self.folder = Path(tempfile.mkdtemp(prefix="lit-align-island-"))
-        self.pid = 0
+        self.pid, self.timeout = 0, START
+        self._deadline = Deadline(partial(_kill, self.folder))
         watchdog = None
         try:
             (self.folder / "island.wad").write_bytes(build_wad(fenced, sky))
             self._game = self._configure(resolution)
             watchdog = self._watch()
             self._closer = weakref.finalize(self, _tidy, watchdog, self.folder)
-            self._game.init()
+            with self._deadline(START):
+                self._game.init()
             self.pid = int((self.folder / "pid").read_text()) if os.name == "posix" else 0
             self._same_core = SameCore(self.pid)
         except (*_ERRORS, OSError, ValueError) as error:
             _tidy(watchdog, self.folder)
-            raise WorldFailed(f"the game engine did not start: {str(error) or type(error).__name__}") from error
+            late = f"it took longer than {START:g} s; " * self._deadline.late
+            raise WorldFailed(f"the game engine did not start: {late}{str(error) or type(error).__name__}") from error
 
     def _configure(self, resolution: str) -> vizdoom.DoomGame:
         game = vizdoom.DoomGame()
@@ -193,7 +217,7 @@ class Engine:
             WorldFailed: The engine died.
         """
         try:
-            with self._same_core():
+            with self._deadline(10 * self.timeout), self._same_core():
                 self._game.set_seed(seed)
                 self._game.new_episode()
                 self._game.send_game_command(f"warp {x} {y}")
@@ -216,7 +240,7 @@ class Engine:
             WorldFailed: The engine died.
         """
         try:
-            with self._same_core():
+            with self._deadline(self.timeout), self._same_core():
                 self._game.make_action(controls, tics)
             return self._view()
         except _ERRORS as error:
@@ -230,13 +254,16 @@ class Engine:
 
     def _dead(self, error: BaseException) -> WorldFailed:
         self.close()
-        return WorldFailed(
-            f"the game engine died ({str(error) or type(error).__name__}); the next reset starts a fresh one"
-        )
+        what = f"died ({str(error) or type(error).__name__})"
+        if self._deadline.late:
+            what = f"did not answer within {self._deadline.seconds:g} s and was killed"
+        return WorldFailed(f"the game engine {what}; the next reset starts a fresh one")
 
     def close(self) -> None:
         """Stops the engine and removes what it left; more than once is fine."""
         if self._closer.alive:
+            if PROCESSES.is_dir():
+                _kill(self.folder)  # first: `close` waits for an engine that hangs, and holds the interpreter's lock
             with contextlib.suppress(*_ERRORS):
                 self._game.close()
             self._closer()

@@ -30,6 +30,7 @@ from lit_align.errors import did_you_mean
 from lit_align.spaces import gamepad_space
 
 TICS = 4  # of the engine, 35 a second, for each step
+STEP_TIMEOUT = 60.0  # seconds; a step takes milliseconds
 WATER = -40.0  # z below which the player has left the island
 
 OUTCOMES = ("left", "middle", "right", "none")
@@ -46,7 +47,8 @@ class JumppadsEnv(gymnasium.Env[NDArray[np.uint8], dict[str, Any]]):
 
     `spawn` and `sky` make other worlds than the one that was trained in, to see what an agent does there.
 
-    The engine is started by the first `reset`. If it dies, `WorldFailed` is raised and the next `reset` starts another.
+    The engine is started by the first `reset`. If it dies, or is killed since it takes longer than `step_timeout` over
+    a step, `WorldFailed` is raised and the next `reset` starts another.
 
     Args:
         size: Side of the observation, in pixels.
@@ -57,6 +59,9 @@ class JumppadsEnv(gymnasium.Env[NDArray[np.uint8], dict[str, Any]]):
         spawn: Where the player starts: `yard`; `away`: in the yard, facing away from the pads; `elsewhere`: at other
             places of the island, facing roughly north.
         sky: `day`; `dusk` or `night`: another sky and less light. Nothing else changes.
+
+    Attributes:
+        step_timeout: Seconds that a step may take; a reset may take ten times as long.
 
     Raises:
         ValueError: An argument is out of range.
@@ -88,6 +93,7 @@ class JumppadsEnv(gymnasium.Env[NDArray[np.uint8], dict[str, Any]]):
                 raise ValueError(f"{name} is {value!r}; {expected}")
         self.size, self.max_steps, self.resolution, self.fenced = size, max_steps, resolution, fenced
         self.render_mode, self.spawn, self.sky = render_mode, spawn, sky
+        self.step_timeout = STEP_TIMEOUT
         self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = gamepad_space()
         # A box filter keeps thin things visible when shrinking; it only doubles rows when growing.
@@ -117,6 +123,7 @@ class JumppadsEnv(gymnasium.Env[NDArray[np.uint8], dict[str, Any]]):
         dice = int(rng.integers(2**31))
         if self._engine is None:
             self._engine = Engine(self.resolution, self.fenced, self.sky)
+        self._engine.timeout = self.step_timeout
         centre, radius = SPAWN, SPAWN_RADIUS * reach
         if self.spawn == "away":
             heading += 180
