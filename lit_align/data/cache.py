@@ -160,6 +160,8 @@ def padded(name: str, picks: Sequence[tuple[FrameCache, Rows]]) -> torch.Tensor:
 def pad_right(parts: Sequence[NDArray[Any]]) -> torch.Tensor:
     """Arrays `(T_i, ...)` as one tensor `(B, T, ...)`, each padded on the right with zeros."""
     longest, rest = max(map(len, parts)), parts[0].shape[1:]
+    if 0 in rest:  # such as pixels where there are none
+        return torch.from_numpy(np.zeros((len(parts), longest, *rest), parts[0].dtype))
     if min(map(len, parts)) == longest:  # one copy
         return torch.from_numpy(np.concatenate(parts).reshape(len(parts), longest, *rest))
     out = np.zeros((len(parts), longest, *rest), parts[0].dtype)

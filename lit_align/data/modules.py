@@ -178,17 +178,28 @@ class TrajectoryDataModule(pl.LightningDataModule):
     def val_dataloader(self) -> ResumableLoader | list[Batch]:
         """The held-out episodes, the same windows every time, shared out over the processes.
 
-        A short last batch is kept.
+        A short last batch is kept. Every process has as many batches, so that weights which are shared out can be made
+        whole for each; one that has too few windows gets batches that count nothing.
         """
         rank, ranks = world_of(self)
         if not len(self.val_episodes):
             return []
         windows = tile(self.lengths(self.val_episodes), self.window, self._targets(self.val_episodes))
-        mine = [windows[i] for i in range(rank, len(windows), ranks)]
-        groups = [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)] or [windows[:1]]
-        return ResumableLoader(lambda _: groups, lambda group: self._make(self.val_episodes, group), len(groups))
+        mine, count = windows[rank::ranks], -(-len(windows) // (self.batch_size * ranks))
+        groups = [mine[i * self.batch_size : (i + 1) * self.batch_size] for i in range(count)]
+
+        def make(group: list[Window]) -> Batch:
+            batch = self._make(self.val_episodes, group or windows[:1])
+            return batch if group else batch | {"lengths": torch.zeros_like(batch["lengths"])} | _nothing(batch)
+
+        return ResumableLoader(lambda _: groups, make, len(groups))
 
     test_dataloader = val_dataloader
+
+
+def _nothing(batch: Batch) -> Batch:
+    """The mask of a batch, where it has one, with no step left."""
+    return {"mask": torch.zeros_like(batch["mask"])} if "mask" in batch else {}
 
 
 def _spaces_of(folders: list[str], image_size: int | None) -> tuple[ActionCodec, int, int]:

@@ -240,7 +240,8 @@ class PreferenceDataModule(pl.LightningDataModule):
             return []
         size = self.rows_of_a_batch
         groups = [ids[i : i + size] for i in range(0, len(ids), size)]
-        mine = groups[rank::ranks] or groups[:1]
+        # As many for every process, see `TrajectoryDataModule`; what two have seen is told once.
+        mine = [groups[i % len(groups)] for i in range(rank, -(-len(groups) // ranks) * ranks, ranks)]
 
         def make(group: NDArray[np.int64]) -> Batch:
             return {**self._observations(group), "ids": torch.from_numpy(group)}

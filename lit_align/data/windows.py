@@ -42,8 +42,9 @@ def plan_epoch(
     """Random windows of an epoch, batched.
 
     An episode of T steps gives ceil(T / window) windows of min(T, window) steps. Windows of like length share a batch
-    (within groups of `bucket` batches), so that little is spent on padding. All ranks draw the same plan and take
-    every `ranks`-th batch of it.
+    (within groups of `bucket` batches), so that little is spent on padding. All ranks draw the same plan, of batches
+    of `ranks * batch_size` windows, and take every `ranks`-th window of each: how many ranks there are does not change
+    what a step sees.
 
     Args:
         lengths: Env steps of each episode `(episodes,)`.
@@ -68,13 +69,13 @@ def plan_epoch(
     if targets is not None:
         starts = onto_targets(episodes, starts, sizes, lengths, targets, generator)
     order = generator.permutation(len(episodes))
-    total = batches_per_epoch(lengths, window, batch_size, ranks) * ranks
-    order = order[: total * batch_size]
-    for at in range(0, len(order), bucket * batch_size):
-        part = order[at : at + bucket * batch_size]
+    total, size = batches_per_epoch(lengths, window, batch_size, ranks), batch_size * ranks
+    order = order[: total * size]
+    for at in range(0, len(order), bucket * size):
+        part = order[at : at + bucket * size]
         order[at : at + len(part)] = part[np.argsort(sizes[part], kind="stable")]
-    batches = order.reshape(total, batch_size)[generator.permutation(total)]
-    return [[Window(int(episodes[i]), int(starts[i]), int(sizes[i])) for i in batch] for batch in batches[rank::ranks]]
+    batches = order.reshape(total, size)[generator.permutation(total), rank::ranks]
+    return [[Window(int(episodes[i]), int(starts[i]), int(sizes[i])) for i in batch] for batch in batches]
 
 
 def tile(lengths: NDArray[np.int64], window: int, targets: Targets | None = None) -> list[Window]:

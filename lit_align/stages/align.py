@@ -30,11 +30,13 @@ from lit_align.rollout.callback import tensor_sum
 from lit_align.rollout.judge import NO_REFERENCE, Judge
 from lit_align.rollout.rewards import Rewards
 from lit_align.rollout.steps import Rollout
+from lit_align.rollout.together import gathered, together
 from lit_align.stages.align_checks import check_networks, wrong_options
 from lit_align.stages.base import Stage, channels_last, need_folder, step_mask
 from lit_align.stages.best import BestWeights
 from lit_align.stages.optim import OptimizerConfig
 from lit_align.stages.policy_loss import UpdateMeans, adapted, surrogate, value_error
+from lit_align.stages.sharding import reshard
 from lit_align.stages.training import TrainConfig
 
 
@@ -51,10 +53,11 @@ class Align(Stage):
             generalised advantage estimation with a value head.
         gamma: Discount of a step, of ppo; the others are undiscounted.
         gae_lambda: Of ppo: 0 trusts the value head, 1 the rewards that came.
-        value_coefficient: Of the value head's squared error in the loss, of ppo; the error is in the rewards' own
-            units, so that returns of 100 want a smaller one.
-        value_clip: Values may move this far in an iteration before their error stops falling, of ppo; None for no
-            clipping.
+        value_coefficient: Of the value head's squared error in the loss, of ppo. The error is in units of the variance
+            of the iteration's returns (or of the values' mean squared error, where that is larger), whatever the
+            rewards' own units are.
+        value_clip: Values may move this far in an iteration before their error stops falling, of ppo, in units of the
+            same standard deviation; None for no clipping.
         reference: Folder of the frozen reference policy; None takes `init_from`; `none` goes without: nothing is
             computed for it, and there is no KL.
         temperature: Sampling temperature of the policy that plays and is trained.
@@ -72,7 +75,9 @@ class Align(Stage):
         scale_advantages: Divide advantages by their standard deviation over the iteration; those of ppo have their mean
             taken off before.
         min_std: With `scale_advantages`, divide by no less than this (a reward model's rewards had a standard deviation
-            of 1 when it was made): where nearly all episodes earn the same, what still sets them apart is noise.
+            of 1 when it was made): where nearly all episodes earn the same, what still sets them apart is noise. With
+            ppo, whose advantages are of steps, it is the standard deviation of the episodes' returns that is held
+            against it: where that is smaller, advantages (over their own) shrink by as much.
         optimizer: Optimiser and schedule.
         init_from: Folder of the agent to align.
         random_init: Take its architecture only.
@@ -174,7 +179,7 @@ class Align(Stage):
                 "trained is not the policy that played, and its ratios do not start at 1"
             )
         data = self.data()
-        if self.estimator in ("rloo", "grpo") and data.episodes < 2:
+        if self.estimator in ("rloo", "grpo") and data.steps is None and data.episodes < 2:
             errors.append(
                 f"model.estimator is {self.estimator} with data.episodes {data.episodes}; expected two or more, to "
                 "compare them"
@@ -198,11 +203,13 @@ class Align(Stage):
             if self.train_config.compile:
                 agent.backbone.compile(dynamic=True)  # features are asked for here, not of the agent
         data.burn_in = agent.config.receptive_field - 1
+        data.least = 2 if self.estimator in ("rloo", "grpo") else 1  # to compare them
         judge = Judge(rewards, reference, self.estimator, data.group, self.gamma, self.gae_lambda)
         judge.scale, judge.min_std, judge.temperature = self.scale_advantages, self.min_std, self.temperature
         self._frozen = {"judge": judge}
         for frozen in judge.networks:
             channels_last(frozen.eval().requires_grad_(False))
+        self.shard()
 
     def on_fit_start(self) -> None:
         """Moves the frozen networks to the device."""
@@ -218,10 +225,25 @@ class Align(Stage):
             self._best.begin(self.model)
         super().on_train_epoch_start()
 
+    def player(self) -> Agent:
+        """The agent with the weights of now, whole; called by every process."""
+        self.unsharded()
+        agent: Agent = self.left
+        return agent
+
+    def _whole_networks(self) -> tuple[Agent, ValueHead | None]:
+        """The copies of a sharded run, with the weights that `player` gave them."""
+        twin: Any = self._twin[0]
+        return self.left, twin[1] if self.value_head is not None else None
+
     def judge(self, trajectories: list[Trajectory]) -> list[Rollout]:
         """What the update needs of this process's episodes of an iteration."""
         judge = self._frozen["judge"]
-        rollouts: list[Rollout] = judge(trajectories, self.model, self.value_head, partial(tensor_sum, self.trainer))
+        agent, value_head = (self.model, self.value_head) if not self.is_sharded else self._whole_networks()
+        rollouts: list[Rollout] = judge(trajectories, agent, value_head, partial(tensor_sum, self.trainer))
+        if self.value_head is not None and value_head is not None and self.is_sharded:
+            reshard(self)
+            self.value_head.rescale(float(value_head.scale))
         self.counts = (judge.steps, judge.returns.count)
         self.env_steps += int(judge.steps)
         return rollouts
@@ -237,6 +259,9 @@ class Align(Stage):
             "rollout/episode_steps": self.counts[0] / self.counts[1],
         }
         values["rollout/failures"] = float(failures)
+        if self.data().steps is not None:
+            unused = torch.tensor(float(self.data().unused), device=self.device)
+            values["rollout/unused_steps"] = float(tensor_sum(self.trainer, unused))
         self._play = values
 
     def _rates(self, trajectories: list[Trajectory]) -> dict[str, float]:
@@ -244,14 +269,10 @@ class Align(Stage):
         counts = Counter(trajectory.outcome for trajectory in trajectories)
         if "Jumppads" in self.data().env:
             counts.update(dict.fromkeys(("left", "middle", "right", "none"), 0))
-        parts: list[Any] = [counts]
-        if self.trainer.world_size > 1:
-            parts = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(parts, counts)
-        together: Counter[str] = Counter()
-        for part in parts:
-            together.update(part)
-        return {outcome: together[outcome] / together.total() for outcome in sorted(together)}
+        total: Counter[str] = Counter()
+        for part in gathered(self.trainer, counts):
+            total.update(part)
+        return {outcome: total[outcome] / total.total() for outcome in sorted(total)}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The clipped surrogate over the minibatch, per env step of the iteration."""
@@ -275,7 +296,9 @@ class Align(Stage):
         if self.entropy:
             cost = cost - self.entropy * bonus
         if values is not None:
-            error = value_error(values, batch["values"], batch["returns"], self.value_clip)
+            assert self.value_head is not None
+            unit = self.value_head.scale
+            error = value_error(values / unit, batch["values"] / unit, batch["returns"] / unit, self.value_clip)
             cost = cost + self.value_coefficient * error
             means.append(error)
         # Before the first update the trainer must find the log-probabilities that the sampler recorded.
@@ -323,8 +346,9 @@ class Align(Stage):
         from lit_align.rollout.callback import RolloutCallback
 
         callback = next(c for c in self.trainer.callbacks if isinstance(c, RolloutCallback))  # type: ignore[attr-defined]
-        played = list(callback.sampler(self.trainer, self).play([(int(i), int(s)) for i, s in batch["episodes"]]))
-        rates = {f"val/{outcome}": rate for outcome, rate in self._rates(played).items()}
+        with together(self.trainer):
+            played = list(callback.sampler(self.trainer, self).play([(int(i), int(s)) for i, s in batch["episodes"]]))
+            rates = {f"val/{outcome}": rate for outcome, rate in self._rates(played).items()}
         self.log_dict(rates, batch_size=len(played))
         reward = totals(self._frozen["judge"].rewards(played).rewards).mean()
         self.log("val/reward", reward, batch_size=len(played), sync_dist=True, prog_bar=True)
@@ -358,6 +382,11 @@ class Align(Stage):
             )
         self._stop_when_spent()
 
+    def on_fit_end(self) -> None:
+        """Has process 0 hold what may be left."""
+        self._best.gather()
+        super().on_fit_end()
+
     def export(self, folder: str | Path) -> None:
         """Writes `agent/`: the last one, or the best one where that is asked for or the KL budget was spent."""
         facts: dict[str, Any] = {
@@ -368,7 +397,7 @@ class Align(Stage):
             "temperature": self.temperature,
         }
         if self.leaves == "best" or self._spent:
-            self._best.restore(self.model)
+            self._best.restore(self.left)
             facts["best_iteration"] = self._best.iteration
         self.leave(folder, facts)
         from lit_align.evaluation import over_optimisation  # draws; training need not wait for it

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
@@ -15,9 +18,12 @@ from lit_align.errors import UserError
 from lit_align.models.agent import Agent
 from lit_align.models.config import BackboneConfig
 from lit_align.models.reward import RewardModel
+from lit_align.stages.fake import Imitation
 from lit_align.stages.flops import ModelFlops, count_flops, peak_flops
+from lit_align.stages.fsdp import check_strategy
 from lit_align.stages.memory import give_back_sooner
-from lit_align.stages.optim import MovingAverage, OptimizerConfig
+from lit_align.stages.optim import MovingAverage, OptimizerConfig, check_averages
+from lit_align.stages.sharding import fill, hollow, shard, whole_state
 from lit_align.stages.throughput import Throughput, forget_peak, peak_memory
 from lit_align.stages.training import TrainConfig, as_plain
 
@@ -57,6 +63,10 @@ class Stage(pl.LightningModule):
         self._frames_before, self._speed = 0, Throughput()
         self._counted = False
         self._line_at = 0
+        # Of a sharded run: what trains, as a copy that can be filled with whole weights; and an imitation of the stage.
+        # In lists, which keep them out of the module's own parts.
+        self._twin: list[nn.Module] = []
+        self._imitation: list[Imitation] = []
 
     @property
     @abstractmethod
@@ -77,6 +87,7 @@ class Stage(pl.LightningModule):
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """The moving average of the weights, where one is asked for; called before anything is read."""
+        check_strategy(self.trainer.strategy)
         if self.optimizer.ema is None:
             return []
         if self.name == "align":
@@ -84,6 +95,7 @@ class Stage(pl.LightningModule):
                 f"optimizer.ema is {self.optimizer.ema}; expected null, since align reports (and max_kl bounds) the "
                 "policy that plays, and an average of its weights is another policy, which never played: leave it out"
             )
+        check_averages(self.trainer)
         return [MovingAverage(self.optimizer.ema)]
 
     def ready(self, network: Network) -> Network:
@@ -91,9 +103,64 @@ class Stage(pl.LightningModule):
         self.train_config.apply(network)
         return channels_last(network)
 
+    def shard(self) -> None:
+        """Shares what trains out over the processes where the strategy does so; ends every `configure_model`."""
+        if self.device_mesh is None or self._twin:
+            return
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            with suppress(Exception):  # then the speed in FLOPs is left out
+                self._imitation.append(Imitation(self.trainer, self))
+        trained = self.trained
+        self._twin.append(hollow(trained))
+        parts = trained if isinstance(trained, nn.ModuleList) else [trained]
+        shard(self, parts, self.device_mesh["data_parallel"])
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process has a part of the weights only."""
+        return bool(self._twin)
+
+    def unsharded(self) -> nn.Module:
+        """`trained`, whole: itself, or where it is sharded a copy on this device with the weights of now.
+
+        Called by every process.
+        """
+        if not self._twin:
+            return self.trained
+        fill(self._twin[0], whole_state(self.trained), self.device)
+        return self._twin[0]
+
+    def through(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Calls a function that uses the network outside of a step; by every process, if the network is sharded."""
+        return function(*args)
+
+    @property
+    def left(self) -> Any:
+        """The network that the stage leaves: the one that trained or, after a sharded run, its copy on process 0."""
+        whole = self._twin[0] if self._twin else self.model
+        return whole[0] if isinstance(whole, nn.ModuleList) else whole
+
+    def evenly(self, mean: Tensor, count: int | Tensor) -> Tensor:
+        """A mean over some things of this process, so weighed that processes' average is the mean over all things.
+
+        DDP and FSDP average gradients over processes, which may hold unequal numbers of steps or pairs. Called by every
+        process; with one the mean is as it was.
+
+        Args:
+            mean: `()`.
+            count: Of the things.
+        """
+        ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        if ranks == 1:
+            return mean
+        here = torch.as_tensor(count, dtype=torch.float32, device=mean.device)
+        every = here.clone()
+        torch.distributed.all_reduce(every)  # Lightning's own reduce waits for a barrier before
+        return mean * (here * ranks / every.clamp_min(1))
+
     def leave(self, folder: str | Path, facts: dict[str, Any]) -> None:
         """Writes the network into a run's folder, adapters merged, with its lineage and more facts."""
-        plain = as_plain(self.model)
+        plain = as_plain(self.left)
         plain.info = {**self.lineage(self._parent), **facts}
         plain.save(Path(folder) / self.folder)
 
@@ -119,14 +186,28 @@ class Stage(pl.LightningModule):
         trainer, device = self.trainer, self.trainer.strategy.root_device
         self._frames_before, self._speed = self.frames_trained, Throughput()
         self._speed.processes, self._speed.peak = trainer.world_size, peak_flops(device, str(trainer.precision))
+        self._speed.total = self._over_all_processes
         self._counted, self._line_at = False, trainer.global_step
         if self.train_config.gradient_checkpointing:
             give_back_sooner(device)
         forget_peak(device)
         self._speed.start()
 
+    def _over_all_processes(self, frames: int) -> int:
+        if self.trainer.world_size == 1:
+            return frames
+        count = torch.tensor(frames, device=self.device)
+        torch.distributed.all_reduce(count)
+        return int(count)
+
     def on_fit_end(self) -> None:
-        """What runs next in this process asks for speed again."""
+        """Makes sharded weights whole on process 0; what runs next in this process asks for speed again."""
+        self._speed.settle()
+        if self._twin:
+            keep, cpu = self.trainer.is_global_zero, torch.device("cpu")
+            state = whole_state(self.trained, keep, cpu)
+            if keep:
+                fill(self._twin[0], state, cpu)
         if self.train_config.gradient_checkpointing:
             give_back_sooner(self.device, False)
 
@@ -144,7 +225,9 @@ class Stage(pl.LightningModule):
 
     def _model_flops(self, batch: Any) -> ModelFlops | None:
         try:
-            return count_flops(self.trainer, self, batch)
+            if self.is_sharded and not self._imitation:
+                return None
+            return count_flops(self.trainer, self, batch, *self._imitation)
         except Exception as error:  # a speed that cannot be told is no reason to end a run
             rank_zero_warn(f"train/tflops and train/mfu are left out: {type(error).__name__}: {error}")
             return None
@@ -173,22 +256,28 @@ class Stage(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the counters."""
+        self._speed.settle()
         checkpoint["lit_align"] = {"stage": self.name, "frames": self.frames_trained, "seconds": self.seconds_trained}
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on counting; a checkpoint of another stage is refused."""
+    def check_checkpoint(self, checkpoint: dict[str, Any], weights: set[str]) -> None:
+        """Raises UserError for a checkpoint of another stage, or one whose weights have other names than this one's."""
         kept = checkpoint.get("lit_align", {})
         if kept.get("stage") != self.name:
             raise UserError(
                 f"the checkpoint is of stage {kept.get('stage')!r}; expected {self.name!r}: "
                 "--resume takes a checkpoint of the same stage"
             )
-        here, there = set(self.state_dict()), set(checkpoint["state_dict"])
-        if here != there:
+        if different := sorted(weights ^ set(self.state_dict())):
             raise UserError(
-                f"the checkpoint holds other weights than this network ({sorted(here ^ there)[0]} is in one of them "
+                f"the checkpoint holds other weights than this network ({different[0]} is in one of them "
                 "only): give the model.train and the architecture of the run, as its config.yaml has them"
             )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on counting; a checkpoint of another stage is refused."""
+        if "state_dict" in checkpoint:  # a strategy that shards has checked it, and taken the weights up
+            self.check_checkpoint(checkpoint, set(checkpoint["state_dict"]))
+        kept = checkpoint["lit_align"]
         self._frames_before, self.seconds_trained = kept["frames"], kept["seconds"]
         self._speed = Throughput()
 
@@ -208,6 +297,10 @@ class Stage(pl.LightningModule):
             "train_seconds": round(float(before.get("train_seconds") or 0.0) + self.seconds_trained, 1),
             "parameters": sum(p.numel() for n, p in self.model.named_parameters() if "lora_" not in n),
         }
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of the stage, such as an imitation, is of this process alone."""
+        return {**super().__getstate__(), "_device_mesh": None}
 
     @abstractmethod
     def export(self, folder: str | Path) -> None:

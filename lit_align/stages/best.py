@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lit_align.stages.sharding import whole
+
 
 class BestWeights:
     """The weights that played the best iteration so far; before any was good enough, those that played the first.
@@ -42,7 +44,13 @@ class BestWeights:
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint at an iteration's end."""
+        self.gather()
         return {"iteration": self.iteration, "reward": self.reward, "weights": self._weights}
+
+    def gather(self) -> None:
+        """Has the weights be whole, if they are sharded; called by every process."""
+        if self._weights is not None:
+            self._weights = {name: whole(value) for name, value in self._weights.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from there."""

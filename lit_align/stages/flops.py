@@ -48,15 +48,18 @@ class ModelFlops:
         return float(self.frame * n.sum() + self.pair * pairs.sum())
 
 
-def count_flops(trainer: pl.Trainer, stage: Any, batch: dict[str, Any]) -> ModelFlops:
+def count_flops(
+    trainer: pl.Trainer, stage: Any, batch: dict[str, Any], imitation: Imitation | None = None
+) -> ModelFlops:
     """Counts a stage's FLOPs on an imitation of it, one frame of each sequence of a batch at a time.
 
     Args:
         trainer: The stage's Trainer.
         stage: A stage whose `model` has a `backbone`.
         batch: One of its batches.
+        imitation: Of the stage, where it cannot be copied any more.
     """
-    imitation = Imitation(trainer, stage)
+    imitation = imitation or Imitation(trainer, stage)
     copy: Any = imitation.stage
     backbone, config = copy.model.backbone, copy.model.backbone.config
     backbone.checkpointing = False

@@ -153,7 +153,8 @@ def _weights(module: nn.Module) -> set[nn.Parameter]:
 def _fit_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """Refuses the state of another kind of optimizer; whether AdamW is fused is this run's choice.
 
-    Where torch puts AdamW's `step`, on the device or not, follows from it.
+    Where torch puts AdamW's `step`, on the device or not, follows from it. Moments get the layout in memory of their
+    parameters, which a fused AdamW takes for granted; they had another one where weights were sharded.
     """
     loaded, own = state["param_groups"], optimizer.param_groups
     if [(len(g["params"]), "betas" in g) for g in loaded] != [(len(g["params"]), "betas" in g) for g in own]:
@@ -162,7 +163,20 @@ def _fit_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[
             "resume with the optimizer.name, and with the parts of the network that train, of the run"
         )
     kept = [{**g, "fused": mine["fused"]} if "fused" in mine else g for g, mine in zip(loaded, own, strict=True)]
-    return {**state, "param_groups": kept}
+    owners = [p for group in own for p in group["params"]]
+    moments = {
+        number: {name: _laid_out_as(owner, value) for name, value in state["state"][number].items()}
+        for number, owner in zip([n for group in loaded for n in group["params"]], owners, strict=True)
+        if number in state["state"]
+    }
+    return {**state, "state": {**state["state"], **moments}, "param_groups": kept}
+
+
+def _laid_out_as(parameter: nn.Parameter, value: Any) -> Any:
+    plain = isinstance(value, Tensor) and type(parameter) is nn.Parameter
+    if not plain or value.shape != parameter.shape or value.stride() == parameter.stride():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
 
 
 def _shape(groups: list[dict[str, Any]]) -> str:
@@ -192,7 +206,7 @@ class MovingAverage(WeightAveraging):
             UserError: No process holds whole weights, or weights have too few bits for an average.
         """
         if stage == "fit":
-            _check_averages(trainer)
+            check_averages(trainer)
             self._device = trainer.strategy.root_device  # the module is moved there only after this hook
         with warnings.catch_warnings():
             # About sharded weights, which were refused.
@@ -213,7 +227,8 @@ class MovingAverage(WeightAveraging):
             current.copy_(mean)
 
 
-def _check_averages(trainer: Trainer) -> None:
+def check_averages(trainer: Trainer) -> None:
+    """Raises UserError unless an average of the weights can be kept; called before processes meet."""
     errors = []
     if trainer.strategy.restore_checkpoint_after_setup:
         name = type(trainer.strategy).__name__

@@ -128,6 +128,7 @@ class Prefer(Stage):
             Agent.load(self.reference_folder)  # weights that cannot be read are found now, not when a run has begun
         self._parent = agent.info
         self.agent = self.ready(agent)
+        self.shard()
 
     def on_train_start(self) -> None:
         """Sees to it that the reference's log-probabilities are there, then starts the clock."""
@@ -182,10 +183,11 @@ class Prefer(Stage):
         chosen, rejected, untied = batch["chosen"], batch["rejected"], ~batch["tie"]
         right = torch.where(untied, 1.0 - self.label_smoothing, 0.5)
         loss = preference_loss(scores[chosen], scores[rejected], right, self.bias).mean()
-        count = untied.sum()
+        loss, count = self.evenly(loss, len(chosen)), untied.sum()
         if self.imitation:
             surprise = -log_probs.sum(1) / batch["lengths"].clamp_min(1)
-            loss = loss + self.imitation * (surprise[chosen] * untied).sum() / count.clamp_min(1)
+            mean = self.imitation * (surprise[chosen] * untied).sum() / count.clamp_min(1)
+            loss = loss + self.evenly(mean, count)
         gaps = (scores[chosen] - scores[rejected]).detach()
         self.train_loss.update(loss.detach())
         self.train_accuracy.update(((gaps > 0) & untied).sum() / count.clamp_min(1), count)

@@ -77,6 +77,7 @@ class Pretrain(Stage):
         self._parent = agent.info if self.init_from is not None else None
         self._weights = weights_of(self.head_weights, data.codec) if self.head_weights else None
         self.agent = self.ready(agent)
+        self.shard()
 
     def check_data(self, data: Any) -> None:
         """Raises ValueError if the agent of `init_from` acts on another space or sees frames of another size."""
@@ -109,6 +110,7 @@ class Pretrain(Stage):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One optimizer step's loss."""
         loss, _ = self.loss_of(batch, self._weights)
+        loss = self.evenly(loss, targets_in(batch))
         self.train_loss.update(loss.detach())
         if (self.trainer.global_step + 1) % self.log_every == 0:
             # A mean over the steps since the last line, in place of one noisy step.
@@ -119,7 +121,7 @@ class Pretrain(Stage):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss and accuracy on held-out episodes."""
         loss, accuracy = self.loss_of(batch)
-        weight = batch["mask"].sum() if "mask" in batch else batch["lengths"].sum()
+        weight = targets_in(batch)
         self.val_loss.update(loss, weight)
         self.val_accuracy.update(accuracy, weight)
         self.log_dict(
@@ -136,6 +138,11 @@ class Pretrain(Stage):
     def export(self, folder: str | Path) -> None:
         """Writes `agent/`."""
         self.leave(folder, {"data": [Path(f).name for f in self.data().folders]})
+
+
+def targets_in(batch: Batch) -> Tensor:
+    """How many steps of a batch are trained on, `()`."""
+    return batch["mask"].sum() if "mask" in batch else batch["lengths"].sum()
 
 
 def weights_of(named: dict[str, float], codec: ActionCodec) -> Tensor:

@@ -93,6 +93,7 @@ class Reward(Stage):
             self._parent = agent.info
             model = RewardModel.from_agent(agent, self.heads, self.readout)
         self.reward_model = self.ready(model)
+        self.shard()
 
     def _goes_on(self) -> bool:
         assert self.init_from is not None
@@ -139,7 +140,7 @@ class Reward(Stage):
             part = ids[at : at + 16].tolist()
             frames, lengths = data.frames_of(part)
             seen = (frames.to(self.device), lengths.to(self.device), data.vectors_of(part).to(self.device))
-            found.append(function(*seen).cpu())
+            found.append(self.through(function, *seen).cpu())
         self.model.train(training)
         return torch.cat(found)
 
@@ -156,6 +157,7 @@ class Reward(Stage):
         """One optimizer step's loss over all pairs of the batch; a tie pulls both rewards together."""
         rewards = self._rewards(batch)
         loss = pairwise_loss(rewards, batch["chosen"], batch["rejected"], batch["tie"], self.label_smoothing)
+        loss = self.evenly(loss, len(batch["chosen"]))
         self.train_loss.update(loss.detach())
         untied = ~batch["tie"]
         if untied.any():
@@ -253,13 +255,20 @@ class Reward(Stage):
         data = self.data()
         if self._has_features:
             every = data._observations(data.cache.dataset.episodes["id"])
-            rewards = self.model.rewards_of(every["features"].to(self.device), every["lengths"].to(self.device))
+            seen = every["features"].to(self.device), every["lengths"].to(self.device)
+            rewards = self.through(self.model.rewards_of, *seen)
         else:
             rewards = self._over_all(self.model)
         rewards = rewards.squeeze(1)  # of one head, numbers; of several, each head's own
         self.model.mean.copy_(rewards.mean(0))
         self.model.std.copy_(rewards.std(0).clamp_min(1e-6))
         self._normalised = True
+
+    def on_fit_end(self) -> None:
+        """A sharded network has to be normalised before it is whole on process 0 alone; `export` does others."""
+        if self.is_sharded and not self._normalised:
+            self.fit_normalisation()
+        super().on_fit_end()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what validation measured."""

@@ -23,7 +23,8 @@ class Throughput:
     Attributes:
         flops: The model's; None while unknown.
         peak: FLOPs a second that a process's device can do; None if unknown.
-        processes: How many train together, each like this one.
+        processes: How many train together, in speed each like this one.
+        total: Adds a number of frames up over the processes, each of which calls it; None takes them for equal.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -31,6 +32,7 @@ class Throughput:
         self.flops: ModelFlops | None = None
         self.peak: float | None = None
         self.processes = 1
+        self.total: Callable[[int], int] | None = None
         self._arrived: list[Tensor] = []
         self._frames = self._frames_at_line = 0
         self._seconds = self._waited = self._work = 0.0
@@ -56,7 +58,7 @@ class Throughput:
         self._tick = self._mark = now
         self._seconds += took
         if len(self._arrived) >= 1000:
-            self._add_up()
+            self.settle()
         return took
 
     @contextmanager
@@ -70,19 +72,24 @@ class Throughput:
 
     @property
     def frames(self) -> int:
-        """Frames so far, that of the batch in hand included, all processes together. On a GPU it waits for it."""
-        self._add_up()
-        return self._frames
+        """Frames so far, that of the batch in hand included, all processes together. On a GPU it waits for it.
 
-    def _add_up(self) -> None:
+        Since it was last settled, the other processes are taken to have had as many as this one.
+        """
+        return self._frames + sum(int(lengths.sum()) for lengths in self._arrived) * self.processes
+
+    def settle(self) -> None:
+        """Counts what arrived, over all processes; every process calls it."""
         if self._arrived:
             lengths = torch.cat(self._arrived).cpu()
             self._arrived = []
-            self._frames += int(lengths.sum()) * self.processes
+            here = int(lengths.sum())
+            self._frames += self.total(here) if self.total else here * self.processes
             self._work += self.flops.of(lengths) * self.processes if self.flops else 0.0
 
     def line(self) -> dict[str, float]:
-        """What was measured since the last line."""
+        """What was measured since the last line; every process calls it."""
+        self.settle()
         frames, seconds = self.frames - self._frames_at_line, self._seconds
         if seconds <= 0:
             return {}

@@ -147,9 +147,9 @@ def folder(tmp_path):
     return record(tmp_path / "play", [made_up(i, 6 + i % 3) for i in range(20)])
 
 
-def served(folder, epochs=2, at=None, how=STRONG):
+def served(folder, epochs=2, at=None, how=STRONG, batch_size=2):
     """Augmented frames of the batches of some epochs; `at` starts at a place in them."""
-    data = TrajectoryDataModule([folder], window=5, batch_size=2, val_fraction=0.0, augment=how)
+    data = TrajectoryDataModule([folder], window=5, batch_size=batch_size, val_fraction=0.0, augment=how)
     data.setup()
     loader = data.train_dataloader()
     if at is not None:
@@ -169,15 +169,20 @@ def test_a_resumed_run_sees_the_same_frames(folder):
         assert torch.equal(a, b)
 
 
-def test_two_processes_make_the_batches_of_one(folder, monkeypatch):
-    whole, _ = served(folder, epochs=1)
-    parts = []
+def test_two_processes_share_out_the_batches_of_one_and_change_them_each_in_its_own_way(folder, monkeypatch):
+    whole, count = served(folder, epochs=1, how=None, batch_size=4)
+    plain, strong = [], []
     for rank in range(2):
         monkeypatch.setattr(modules, "world_of", lambda _, rank=rank: (rank, 2))
-        parts.append(served(folder, epochs=1)[0])
-    both = [batch for pair in zip(*parts, strict=True) for batch in pair]
-    for a, b in zip(both, whole, strict=True):
-        assert torch.equal(a, b)
+        plain.append(served(folder, epochs=1, how=None)[0])
+        strong.append(served(folder, epochs=1)[0])
+    assert [len(part) for part in plain] == [count, count]
+    for step, both in enumerate(whole):
+        for rank in range(2):
+            mine = plain[rank][step]
+            assert torch.equal(both[rank::2, : mine.shape[1]], mine)
+            assert not both[rank::2, mine.shape[1] :].any()  # padding, where the other has a longer window
+            assert not torch.equal(strong[rank][step], mine)
 
 
 class Keeps(pl.LightningModule):

@@ -23,6 +23,7 @@ def with_values(folder, **options) -> Iteration:
     it = Iteration(folder, estimator="ppo", **options)
     torch.manual_seed(5)
     assert it.stage.value_head is not None
+    it.stage.value_head.rescale(1.0)
     nn.init.normal_(it.stage.value_head.weight, std=0.3)
     it.played = [replace(t, terminated=i % 2 == 0, truncated=i % 2 == 1) for i, t in enumerate(it.played)]
     it.judge_again()
@@ -34,7 +35,7 @@ def values_of(it: Iteration, trajectory) -> torch.Tensor:
     head = it.stage.value_head
     assert head is not None
     features = it.agent.backbone(frames_of(trajectory, 0))[0]
-    return features @ head.weight[0] + head.bias[0]
+    return (features @ head.weight[0] + head.bias[0]) * head.scale
 
 
 @pytest.mark.parametrize(("gamma", "lam"), [(0.9, 0.8), (1.0, 1.0)])
@@ -45,7 +46,7 @@ def test_the_loss_is_ppos(folder, gamma, lam, value_clip):
     with torch.no_grad():
         before = [values_of(it, t) for t in it.played]
     it.wander()
-    total, squares = torch.zeros(()), torch.zeros(())
+    total, errors, goals = torch.zeros(()), [], []
     for trajectory, old in zip(it.played, before, strict=True):
         v = old.clone()
         if trajectory.terminated:
@@ -59,10 +60,18 @@ def test_the_loss_is_ppos(folder, gamma, lam, value_clip):
             goal = advantage + v[t]
             ratio = torch.exp(new[t] - played_log_probs(trajectory)[t])
             total = total - torch.min(ratio * advantage, ratio.clamp(0.9, 1.1) * advantage)
-            error = (values[t] - goal) ** 2
-            if value_clip is not None:
-                error = torch.max(error, (old[t] + (values[t] - old[t]).clamp(-value_clip, value_clip) - goal) ** 2)
-            squares = squares + error
+            goals.append((float(goal), float(old[t])))
+            errors.append((values[t], old[t], goal))
+    # The unit: how far returns are apart, or values from them.
+    returns, known = np.array(goals).T
+    unit = float(max(returns.std(), np.sqrt(np.mean((returns - known) ** 2))))
+    squares = torch.zeros(())
+    for value, was, goal in errors:
+        error = ((value - goal) / unit) ** 2
+        if value_clip is not None:
+            moved = (value - was).clamp(-value_clip * unit, value_clip * unit)
+            error = torch.max(error, ((was + moved - goal) / unit) ** 2)
+        squares = squares + error
     loss = it.loss()
     expected = (total + 0.7 * squares) / it.steps
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-4)
@@ -78,15 +87,54 @@ def test_what_a_reward_model_judges_ends_with_the_episode(folder):
         np.testing.assert_allclose(rollout.returns, np.full(len(reward), float(reward.sum())), atol=1e-5)
 
 
+def presses(trajectory) -> list[float]:
+    """A reward for each step in which the first button is down."""
+    return trajectory.actions[:, 0].tolist()
+
+
 def test_what_the_values_explain_is_told_and_advantages_can_be_scaled(folder):
-    it = with_values(folder, reward_model="env", gamma=0.9)
+    options = {"reward_model": "tests.stages.test_align_values:presses", "gamma": 0.9}
+    it = with_values(folder, **options)
     parts = [(r.returns, r.values, r.advantages) for r in it.rollouts]
     returns, values, advantages = (torch.cat(column).double().numpy() for column in zip(*parts, strict=True))
     expected = 1 - np.var(returns - values) / np.var(returns)
     assert it.stage._frozen["judge"].facts["value/explained_variance"] == pytest.approx(expected, rel=1e-4)
-    scaled = with_values(folder, reward_model="env", gamma=0.9, scale_advantages=True)
+    scaled = with_values(folder, **options, scale_advantages=True)
     found = torch.cat([r.advantages for r in scaled.rollouts])
-    np.testing.assert_allclose(found, (advantages - advantages.mean()) / advantages.std(), rtol=1e-3, atol=1e-4)
+    alone = (advantages - advantages.mean()) / advantages.std()
+    np.testing.assert_allclose(found, alone, rtol=1e-3, atol=1e-4)
+    # A floor is held against the returns of episodes, undiscounted.
+    spread = np.std([sum(presses(t)) for t in it.played])
+    for floor, shrunk in ((spread / 2, 1.0), (4 * spread, 0.25)):
+        damped = with_values(folder, **options, scale_advantages=True, min_std=float(floor))
+        found = torch.cat([r.advantages for r in damped.rollouts])
+        np.testing.assert_allclose(found, alone * shrunk, rtol=1e-3, atol=1e-4)
+
+
+def test_values_in_other_units_of_reward_are_learnt_alike(folder):
+    """Rewards of 1000 times the size: the same loss and gradient, and the values that were known stay."""
+    small, large = (
+        with_values(folder, reward_model=None, rewards={"env": weight}, gamma=0.9) for weight in (1.0, 1000.0)
+    )
+    head, other = small.stage.value_head, large.stage.value_head
+    assert head is not None
+    assert other is not None
+    for iteration, size in ((small, 1.0), (large, 1000.0)):
+        known = values_of(iteration, iteration.played[0])
+        iteration.judge_again()
+        torch.testing.assert_close(values_of(iteration, iteration.played[0]), known, rtol=1e-5, atol=1e-5 * size)
+    other.rescale(1000.0 * float(head.scale))
+    for one, same in ((head.weight, other.weight), (head.bias, other.bias)):
+        same.data.copy_(one.data)
+    large.judge_again()
+    assert float(other.scale) == pytest.approx(1000 * float(head.scale), rel=1e-4)
+    advantages = [torch.cat([r.advantages for r in it.rollouts]) for it in (small, large)]
+    torch.testing.assert_close(advantages[0] * 1000, advantages[1], rtol=1e-3, atol=1e-1)
+    for it in (small, large):
+        it.forget_advantages()
+    torch.testing.assert_close(small.loss(), large.loss(), rtol=1e-4, atol=1e-6)
+    for a, b in zip(small.gradients(), large.gradients(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("estimator", ["reinforce", "ppo"])

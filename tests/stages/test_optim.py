@@ -217,3 +217,28 @@ def test_what_cannot_be_is_refused_in_one_line(folder, capsys):
     sharded = SimpleNamespace(strategy=SimpleNamespace(restore_checkpoint_after_setup=True), precision="32-true")
     with pytest.raises(UserError, match="shards the weights"):
         MovingAverage(0.9).setup(sharded, pl.LightningModule(), "fit")  # type: ignore[arg-type]
+
+
+def test_moments_get_the_layout_of_their_parameters():
+    """A fused AdamW takes it for granted: with another one it would pair each weight with another weight's moments."""
+    torch.manual_seed(0)
+    layer, twin = (channels_last(nn.Conv2d(3, 4, 3)) for _ in range(2))
+    twin.load_state_dict(layer.state_dict())
+    made, other = (OptimizerConfig(lr=0.1, fused=True).build(each, math.inf)["optimizer"] for each in (layer, twin))
+
+    def step(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        module(torch.arange(75.0).view(1, 3, 5, 5)).square().sum().backward()
+        optimizer.step()
+
+    step(layer, made)
+    state = copy.deepcopy(made.state_dict())
+    for values in state["state"].values():
+        for name, value in values.items():
+            values[name] = value.clone(memory_format=torch.contiguous_format)
+    twin.load_state_dict(layer.state_dict())
+    other.load_state_dict(state)
+    step(layer, made)
+    step(twin, other)
+    for a, b in zip(layer.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a, b)

@@ -76,7 +76,7 @@ def test_the_stage_trains_a_borrowed_net_and_its_loss_is_the_textbooks(tmp_path)
     data = np.load(places["data.npz"])
     with torch.no_grad():
         rewards = net(torch.from_numpy(data["seen"])).sum((1, 2)).double().numpy()
-    first = slice(0, reward_pairs.BATCH)
+    first = slice(0, reward_pairs.PROBE)
     gap = rewards[data["chosen"][first]] - rewards[data["rejected"][first]]
     p, wanted = 1 / (1 + np.exp(-gap)), np.where(data["tie"][first], 0.5, 1.0)
     expected = -(wanted * np.log(p) + (1 - wanted) * np.log(1 - p)).mean()

@@ -93,17 +93,21 @@ class FixedBatches(pl.LightningDataModule):
         return []
 
 
-def through_lightning(config: dict[str, Any], data: dict[str, Any], seed: int) -> Timing:
+def through_lightning(
+    config: dict[str, Any], data: dict[str, Any], seed: int, processes: dict[str, Any] | None = None
+) -> Timing:
     """Times steps of `lit-align pretrain fit`: its module, Trainer, callbacks, logger and checkpoints.
 
     Args:
         config: What a YAML file would hold: `model` and `trainer`.
         data: Arguments of `FixedBatches`.
         seed: Of the run.
+        processes: The Trainer's `devices` and `strategy`, where this process is one of several.
     """
     trainer = {"accelerator": "cpu", "devices": 1, "max_epochs": 1, "limit_val_batches": 0}
     quiet = {"enable_progress_bar": False, "enable_model_summary": False}
     content = {**config, "trainer": {**config.get("trainer", {}), **trainer, **quiet}, "data": data}
+    content["trainer"] |= processes or {}
     Laps.last = {}
     with tempfile.TemporaryDirectory() as folder, silence():
         path = Path(folder) / "config.yaml"

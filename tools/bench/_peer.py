@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -69,17 +70,18 @@ class Peer:
     def __call__(self) -> Timing:
         """One run; its seconds are those that the peer measured."""
         assert self._process.stdin is not None
-        self._process.stdin.write("run\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it died; what it said of that is told below
+            self._process.stdin.write("run\n")
+            self._process.stdin.flush()
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            self._process.wait()
+            code = self._process.wait()
             self._errors.seek(0)
-            raise RuntimeError(f"the peer {self.script} died:\n{self._errors.read()[-4000:]}")
+            raise RuntimeError(f"the peer {self.script} died (exit code {code}):\n{self._errors.read()[-4000:]}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 

@@ -71,7 +71,7 @@ class PPO:
         clip_range: Of the ratios.
         learning_rate: Of Adam, constant.
         ent_coef: Of the entropy bonus.
-        vf_coef: Of the value loss, the mean squared error.
+        vf_coef: Of the value loss, the mean squared error; ours is in units of the returns' variance.
         max_grad_norm: Gradients are clipped to this norm.
     """
 
@@ -86,13 +86,12 @@ class PPO:
     vf_coef: float = 0.5
     max_grad_norm: float = 0.5
 
-    def config(self, worlds: int, fragment: int, episodes: int) -> dict[str, Any]:
+    def config(self, worlds: int, fragment: int) -> dict[str, Any]:
         """The same for `lit-align align`.
 
         Args:
             worlds: Stepped together.
             fragment: Env steps of a piece of an episode; minibatches are made of whole pieces.
-            episodes: Of the first iteration, when their length is not known yet.
         """
         optimizer = {"lr": self.learning_rate, "beta2": 0.999, "weight_decay": 0.0, "warmup_steps": 0}
         model = {
@@ -112,7 +111,6 @@ class PPO:
         data = {
             "worlds": worlds,
             "steps": steps,
-            "episodes": episodes,
             "fragment": fragment,
             "minibatches": steps // self.batch_size,
             "epochs": self.n_epochs,

@@ -1,14 +1,14 @@
 """Training a reward model: comparisons a second, against `imitation`'s BasicRewardTrainer and PreferenceModel.
 
 The reward net is imitation's own on both sides, its module and its first weights: an MLP on vectors (fragments of 50
-steps) and a CNN on 64x64 pixels (16 steps). Theirs: an epoch of `BasicRewardTrainer.train`, 32 comparisons in a batch.
-Ours: `lit-align reward fit` around the same net, its loss, its batches from disk, AdamW under the Trainer with its
-callbacks and its logger. `disjoint`: no two comparisons share a fragment, so that both sides score the same fragments;
-for the CNN ours adds up the gradients of 16 batches of 2 for a step, since few frames at a time stay in a processor's
-cache (the peer scores one fragment at a time). `shared`: 10,000 comparisons among 1,000 fragments; ours scores each
-fragment of a batch once and uses all comparisons among them (`data.batch: trajectories`), a larger batch than theirs,
-and fewer of them in an epoch. Nothing is written unless both losses of the same weights on the same comparisons, ties
-among them, agree to 1e-5.
+steps) and a CNN on 64x64 pixels (16 steps). Theirs: an epoch of `BasicRewardTrainer.train`, 64 comparisons in a batch
+of vectors, 32 in one of pixels. Ours: `lit-align reward fit` around the same net, its loss, its batches from disk,
+AdamW under the Trainer with its callbacks and its logger. `disjoint`: no two comparisons share a fragment, so that both
+sides score the same fragments in steps of as many comparisons; for the CNN ours adds up the gradients of 16 batches of
+2 for a step, since few frames at a time stay in a processor's cache (the peer scores one fragment at a time). `shared`:
+10,000 comparisons among 1,000 fragments; ours scores each fragment of a batch once and uses all comparisons among them
+(`data.batch: trajectories`), a larger batch than theirs, and fewer of them in an epoch. Nothing is written unless both
+losses of the same weights on the same comparisons, ties among them, agree to 1e-5.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from tools.bench._sizes import load_size
 BENCH = Bench("reward_pairs", "pairs/s", __doc__)
 CODEC = ActionCodec(spaces.Discrete(2))
 PACKAGE, VENV = "imitation==1.0.1", ROOT / ".venv-imitation"
-BATCH, LR, TIES, CLOSE = 32, 1e-3, 0.1, 1e-5
+PROBE, LR, TIES, CLOSE = 32, 1e-3, 0.1, 1e-5
 VECTOR, PIXELS, SIDE = 17, 64, 8
 
 
@@ -58,6 +58,7 @@ class Fragments:
         their_steps: Optimizer steps of one of theirs.
         aim: Our pairs/s over theirs.
         network: Arguments of their reward net.
+        batch: Comparisons of an optimizer step, where they are disjoint of ours too.
         together: Fragments in one of our batches where they are shared.
         accumulate: Our batches of a step; they share its comparisons out.
     """
@@ -71,19 +72,20 @@ class Fragments:
     their_steps: int
     aim: float
     network: dict[str, Any]
-    together: int = 250
+    batch: int = 32
+    together: int = 500
     accumulate: int = 1
 
 
 STRIDED = {"stride": 2, "padding": 1}
 """The default of imitation's CNN is two convolutions of stride 1: 41 million multiplications a frame."""
 CASES = {
-    "MLP, disjoint": Fragments(50, False, 1920, 960, False, 200, 20, 10.0, {}),
+    "MLP, disjoint": Fragments(50, False, 1920, 960, False, 200, 10, 10.0, {}, batch=64),
     "CNN, disjoint": Fragments(16, True, 384, 192, False, 4, 3, 1.0, STRIDED, accumulate=16),
-    "CNN, shared": Fragments(16, True, 1000, 10_000, True, 3, 3, 3.0, STRIDED),
+    "CNN, shared": Fragments(16, True, 1000, 10_000, True, 2, 3, 3.0, STRIDED),
 }
 QUICK = {
-    "MLP, disjoint": replace(CASES["MLP, disjoint"], fragments=128, pairs=64, our_steps=5, their_steps=2),
+    "MLP, disjoint": replace(CASES["MLP, disjoint"], fragments=128, pairs=64, our_steps=5, their_steps=1),
     "CNN, disjoint": replace(CASES["CNN, disjoint"], fragments=128, pairs=64, our_steps=1, their_steps=1),
     "CNN, shared": replace(CASES["CNN, shared"], fragments=64, pairs=400, our_steps=1, their_steps=1, together=32),
 }
@@ -130,7 +132,7 @@ def write(case: Fragments, folder: Path, seed: int) -> dict[str, Path]:
 def our_loss(places: dict[str, Path]) -> float:
     """Our loss on the first comparisons, of the weights that they start from."""
     data = RacedPreferences(preferences=str(places["preferences"]))
-    batch = data.first(BATCH)
+    batch = data.first(PROBE)
     with torch.no_grad():
         rewards = Borrowed(places["weights.pt"])(batch["frames"], batch["lengths"], batch["vectors"])
         return float(pairwise_loss(rewards, batch["chosen"], batch["rejected"], batch["tie"], 0.0))
@@ -141,15 +143,16 @@ def race(name: str, case: Fragments, options: argparse.Namespace, result: Result
     with tempfile.TemporaryDirectory() as folder:
         places = write(case, Path(folder), options.seed)
         settings = {"data": str(places["data.npz"]), "weights": str(places["weights.pt"]), "network": case.network}
-        settings |= {"pairs": BATCH * case.their_steps, "batch": BATCH, "lr": LR, "probe": BATCH}
+        settings |= {"pairs": case.batch * case.their_steps, "batch": case.batch, "lr": LR, "probe": PROBE}
         python = peer_python(PACKAGE, venv=VENV, constrained=False)
         with Peer("imitation_rewards", python, threads=options.threads, seed=options.seed, **settings) as peer:
             losses = {"ours": our_loss(places), "imitation": peer.facts["loss"]}
             gap = abs(losses["ours"] - losses["imitation"])
-            mode = (
-                {"batch": "trajectories", "trajectories_in_batch": case.together} if case.shared else {"pairs": BATCH}
-            )
-            data = {"preferences": str(places["preferences"]), "steps": case.our_steps, **mode}
+            data = {"preferences": str(places["preferences"]), "steps": case.our_steps * case.accumulate}
+            if case.shared:
+                data |= {"batch": "trajectories", "trajectories_in_batch": case.together}
+            else:
+                data |= {"pairs": case.batch // case.accumulate}
             seen: list[float] = []
 
             def ours() -> Timing:
@@ -165,8 +168,11 @@ def race(name: str, case: Fragments, options: argparse.Namespace, result: Result
             "loss": losses,
             "loss_gap": gap,
             "parameters": peer.facts["parameters"],
-            "pairs_of_a_step": {"ours": float(np.mean(seen)) / case.our_steps, "imitation": BATCH},
-            "fragments_of_a_step": {"ours": case.together if case.shared else 2 * BATCH, "imitation": 2 * BATCH},
+            "pairs_of_a_step": {"ours": float(np.mean(seen)) / case.our_steps, "imitation": case.batch},
+            "fragments_of_a_step": {
+                "ours": case.together if case.shared else 2 * case.batch,
+                "imitation": 2 * case.batch,
+            },
         }
         result.cases[name] = from_timings(timings, 1000, aim={"imitation": case.aim}, facts=facts)
         result.versions |= peer.facts["versions"]

@@ -1,0 +1,100 @@
+"""`lit-align export`: what a run would leave if it ended at a checkpoint, without training."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lit_align.errors import UserError
+
+ALONE = {
+    "accelerator": "cpu",
+    "devices": 1,
+    "num_nodes": 1,
+    "strategy": "auto",
+    "precision": "32-true",
+    "logger": "false",
+    "callbacks": "null",
+    "plugins": "null",
+}
+"""The run's Trainer, as one process on the CPU."""
+
+
+def run(checkpoint: str, out: str) -> None:
+    """Writes the agent or the reward model of a checkpoint as a folder, as the run itself does at its end.
+
+    Weights that were sharded over processes are put together. The settings are those of the run's `config.yaml`, so
+    the folders that it names have to be there. A reward model is normalised on its trajectories.
+
+    Args:
+        checkpoint: A run's folder, whose last checkpoint is meant, or a checkpoint in its `checkpoints/`: a file, or a
+            folder of shards.
+        out: Folder to write; it must not exist or be empty.
+    """
+    from lit_align.commands.run_folder import RunFolder
+    from lit_align.commands.stage import CLASSES, StageCLI
+
+    folder, resume = _find(Path(checkpoint))
+    target = Path(out)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"--out {out} is there already; expected a folder that is empty or does not exist")
+    path = RunFolder(folder).checkpoint(resume)
+    assert path is not None
+    content = _read(path)
+    stage = content.get("lit_align", {}).get("stage")
+    if stage not in CLASSES:
+        raise UserError(f"the checkpoint of {checkpoint} is of stage {stage!r}; expected one of {', '.join(CLASSES)}")
+    argv = [f"--config={folder / 'config.yaml'}", f"--out={folder}", f"--resume={path}"]
+    cli = StageCLI(stage, "validate", [*argv, *(f"--trainer.{k}={v}" for k, v in ALONE.items())], CLASSES[stage])
+    model, data, trainer = cli.model, cli.datamodule, cli.trainer
+    model.trainer, trainer.datamodule, data.trainer = trainer, data, trainer
+    if stage == "reward":
+        data.prepare_data()
+        data.setup("validate")
+    model.configure_model()
+    model.on_load_checkpoint(content)
+    model.load_state_dict(_weights(content, path, model))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as aside:
+        model.export(aside)
+        if target.exists():
+            target.rmdir()
+        os.replace(Path(aside) / model.folder, target)
+    print(f"{out}: {model.folder} of {stage}, after {content['global_step']} optimizer steps")  # noqa: T201
+
+
+def _find(path: Path) -> tuple[Path, str]:
+    """The run's folder, and its checkpoint as `--resume` takes it."""
+    if (path / "config.yaml").is_file():
+        return path, "last"
+    if not path.exists():
+        raise UserError(f"there is no '{path}'; expected a run's folder or a checkpoint")
+    folder = path.absolute().parent.parent
+    if not (folder / "config.yaml").is_file():
+        raise UserError(
+            f"there is no config.yaml in '{path}' nor in '{folder}'; expected a run's folder, or a checkpoint in its "
+            "checkpoints/"
+        )
+    return folder, str(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A checkpoint's content; of sharded weights, the names with nothing behind them."""
+    from lit_align.stages.checkpoints import AtomicCheckpointIO
+    from lit_align.stages.shards import is_shards, read_facts, weight_names
+
+    if is_shards(path):
+        return {**read_facts(path), "state_dict": dict.fromkeys(weight_names(path))}
+    return AtomicCheckpointIO().load_checkpoint(path)
+
+
+def _weights(content: dict[str, Any], path: Path, model: Any) -> dict[str, Any]:
+    from lit_align.stages.shards import is_shards, read_into
+
+    if not is_shards(path):
+        return dict(content["state_dict"])
+    state = {"state_dict": dict(model.state_dict())}
+    read_into(state, path, alone=True)
+    return state["state_dict"]
