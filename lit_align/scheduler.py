@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lit_align.errors import UserError, raise_all
+from lit_align import slurm
+from lit_align.errors import Preempted, UserError, raise_all
 from lit_align.files import write_whole
 from lit_align.pipeline import Pipeline, StageSpec, commands_of
 from lit_align.progress import Progress
@@ -105,7 +106,8 @@ def run_pipeline(
         progress: where a line for each stage goes.
 
     Returns:
-        The exit code: 0, or 1 if a stage failed. Ctrl-C and SIGTERM raise KeyboardInterrupt, when all workers are gone.
+        The exit code: 0, or 1 if a stage failed. Ctrl-C and SIGTERM raise KeyboardInterrupt, when all workers are gone;
+        SIGUSR1 in a Slurm job raises Preempted.
     """
     prints = pipeline.fingerprints()
     states = {name: StageState(pipeline.out, name, stage.is_cell) for name, stage in pipeline.stages.items()}
@@ -118,7 +120,7 @@ def run_pipeline(
     if not pending:
         return 0
     with (
-        _sigterm_as_interrupt(),
+        _signals_as_exceptions(),
         LocalPool(run, check) if pipeline.jobs == 1 else WorkerPool(pipeline.jobs, run, check) as pool,
     ):
         raise_all(pool.check(commands_of(pending.values())))
@@ -138,7 +140,7 @@ def run_pipeline(
             for result in pool.wait(progress.tick):
                 _end(result, states[result.name], prints[result.name], progress)
                 (finished.add if result.ok else failed.append)(result.name)
-                _write_timings(pipeline, states)
+                write_timings(pipeline, states)
     for name in pending:
         progress.line(name, "blocked", 0.0, f"needs {', '.join(n for n in pending[name].needs if n not in finished)}")
     for name in failed:
@@ -176,7 +178,8 @@ def _end(result: Result, state: StageState, fingerprint: str, progress: Progress
     progress.line(result.name, "done" if result.ok else "failed", result.seconds, text)
 
 
-def _write_timings(pipeline: Pipeline, states: dict[str, StageState]) -> None:
+def write_timings(pipeline: Pipeline, states: dict[str, StageState]) -> None:
+    """Writes `timings.json`: the seconds of each stage that is done."""
     seconds = {name: state.read()["seconds"] for name, state in states.items() if state.read().get("state") == "done"}
     write_whole(pipeline.out / "timings.json", json.dumps(seconds, indent=2) + "\n")
 
@@ -192,18 +195,26 @@ def _check_folders(states: Iterator[StageState]) -> None:
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends a pipeline as Ctrl-C does: through `finally`, so that nothing is left running."""
+def _signals_as_exceptions() -> Iterator[None]:
+    """SIGTERM ends a pipeline as Ctrl-C does: through `finally`, so that nothing is left running.
+
+    In a Slurm job, SIGUSR1 does too, and the job is requeued; a stage that trains in this process takes it itself.
+    """
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
+    def make_room(number: int, frame: Any) -> None:
+        raise Preempted("the pipeline stopped; what is done stays done", requeue=True)
+
+    handlers = {signal.SIGTERM: interrupt} | ({signal.SIGUSR1: make_room} if slurm.is_job() else {})
     try:
-        before = signal.signal(signal.SIGTERM, interrupt)
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     except ValueError:  # not the main thread: whoever runs us there handles signals
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -23,7 +23,7 @@ def run_command(argv: list[str]) -> None:
         return
     progress = Progress(len(pipeline.stages), max(map(len, pipeline.stages)))
     try:
-        code = run_pipeline(pipeline, run_verb, check_verb, _can_resume, progress)
+        code = run_pipeline(pipeline, run_verb, check_verb, can_resume, progress)
         report = pipeline.out / "report" / "index.html"
         if not code and report.is_file():
             progress.write(f"report: {report}")
@@ -55,11 +55,11 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Pipeline]:
     parser.add_argument("--only", action="append", default=[], metavar="STAGE", help="this stage and what it needs")
     parser.add_argument("--dry_run", action="store_true", help="check everything, show what would run, and stop")
     options, rest = parser.parse_known_args(argv)
-    pipeline = load_pipeline(options.config, _overrides(rest), VERBS)
+    pipeline = load_pipeline(options.config, overrides_of(rest), VERBS)
     return options, pipeline.only(options.only) if options.only else pipeline
 
 
-def _overrides(words: list[str]) -> list[str]:
+def overrides_of(words: list[str]) -> list[str]:
     """`--a.b 1 --c=2` as `a.b=1`, `c=2`."""
     found, errors, index = [], [], 0
     while index < len(words):
@@ -78,7 +78,8 @@ def _overrides(words: list[str]) -> list[str]:
     return found
 
 
-def _can_resume(run: list[str]) -> bool:
+def can_resume(run: list[str]) -> bool:
+    """Whether a stage of these words goes on where it was interrupted."""
     return run[0] in STAGES and run[1:2] == ["fit"]
 
 
@@ -88,7 +89,7 @@ def _show(pipeline: Pipeline) -> None:
     for name, stage in pipeline.stages.items():
         state = StageState(pipeline.out, name, stage.is_cell)
         will = "same" if state.is_done(prints[name]) else "run"
-        if will == "run" and state.was_interrupted(prints[name]) and _can_resume(stage.run):
+        if will == "run" and state.was_interrupted(prints[name]) and can_resume(stage.run):
             will = "resume"
         notes = [f"needs {', '.join(stage.needs)}"] if stage.needs else []
         if stage.inner is not None:
