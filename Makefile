@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCHES = $(filter-out __init__ __main__,$(basename $(notdir $(wildcard tools/bench/[a-z]*.py))))
 
-.PHONY: help setup quickstart smoke test test-fast lint bench docs clean
+.PHONY: help setup quickstart smoke test test-fast test-faults test-slurm lint bench docs clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,7 +28,13 @@ test: lint  ## style, types, layers, then all tests
 	$(BIN)/python -m pytest
 
 test-fast: $(STAMP)  ## all tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not faults and not slurm"
+
+test-faults: $(STAMP)  ## every stage on every strategy, and what kills and hurts runs; minutes
+	$(BIN)/python -m pytest -m faults
+
+test-slurm: $(STAMP)  ## jobs on a real Slurm of one node, requeued and exactly resumed
+	$(BIN)/python -m pytest tests/slurm -m slurm -rs
 
 lint: $(STAMP)  ## style, types, and who may import whom
 	$(BIN)/ruff check .

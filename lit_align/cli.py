@@ -6,9 +6,18 @@ import errno
 import sys
 from collections.abc import Sequence
 
-from lit_align import __version__
-from lit_align.commands import COMMANDS, PIPELINE, STAGES, run_verb
-from lit_align.errors import UserError, WorldFailed
+from lit_align import __version__, slurm
+from lit_align.commands import COMMANDS, LISTS, PIPELINE, STAGES, run_verb
+from lit_align.errors import FailedElsewhere, Preempted, Terminated, UserError, WorldFailed
+
+DISK = {
+    errno.ENOSPC: ("the disk is full", "make room"),
+    errno.EDQUOT: ("the disk quota is used up", "make room"),
+    errno.EFBIG: ("a file would be larger than is allowed", "raise the limit"),
+    errno.EROFS: ("the disk can only be read", "mend that"),
+    errno.EIO: ("the disk failed", "mend that"),
+}
+"""What a disk may refuse, and what to do; what a run had saved is there, and `--resume last` goes on from it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments without the program's name; those of the process if not given.
 
     Returns:
-        0, or 2 for a mistake in what was asked for, 130 after Ctrl-C, 1 when a stage of a pipeline failed.
+        0, or 2 for a mistake in what was asked for or a disk that is full, 130 after Ctrl-C, 143 after SIGTERM, 75
+        where it stopped to go on later, 1 when a stage of a pipeline failed.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
@@ -32,14 +42,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except FailedElsewhere:
+        return 0  # else Lightning's launcher may kill process 0 before that one has said it
     except WorldFailed as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in DISK:
             raise
-        sys.stderr.write(f"error: the disk is full ({error}): make room, then run the command again\n")
+        what, mend = DISK[error.errno]
+        sys.stderr.write(f"error: {what} ({error}): {mend}, then run the command again\n")
         return 2
+    except Preempted as stop:
+        return slurm.leave(stop)
+    except Terminated:
+        sys.stderr.write("terminated\n")
+        return 143
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
@@ -54,7 +72,7 @@ def _help() -> str:
     groups = [
         ("The recipe", PIPELINE),
         ("Stages (VERB fit|validate|test)", STAGES),
-        ("Commands", COMMANDS),
+        ("Commands", {**COMMANDS, **LISTS}),
     ]
     lines = [
         f"lit-align {__version__}: pre-train, fine-tune, learn a reward, align an agent that plays from pixels",

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 
 from lit_align.cli import main
-from lit_align.commands import COMMANDS, PIPELINE, STAGES, VERBS
+from lit_align.commands import COMMANDS, LISTS, PIPELINE, STAGES, VERBS
 from lit_align.commands.function import check_function, run_function
 from lit_align.errors import UserError
 
@@ -51,7 +51,7 @@ def test_help_names_every_verb(capsys: Any) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(f"  {verb}" in text and about in text for verb, about in VERBS.items())
-    assert set(VERBS) == set(PIPELINE) | set(STAGES) | set(COMMANDS)
+    assert set(VERBS) == set(PIPELINE) | set(STAGES) | set(COMMANDS) | set(LISTS)
 
 
 def test_an_unknown_verb_is_one_clear_error(capsys: Any) -> None:

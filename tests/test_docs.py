@@ -20,6 +20,7 @@ from lit_align.commands.stage import CLASSES, StageCLI
 from lit_align.pipeline import load_pipeline
 from tests import helpers
 from tools import results_table, study_table
+from tools.slurm import pipeline as slurm_pipeline
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -60,6 +61,8 @@ def test_a_command_that_is_shown_parses(line: str) -> None:
         results_table.parser().parse_args(words[3:])
     elif words[:3] == ["python", "-m", "tools.study_table"]:
         study_table.parser().parse_args(words[3:])
+    elif words[:3] == ["python", "-m", "tools.slurm.pipeline"]:
+        slurm_pipeline.parser().parse_args(words[3:])
     elif words[0] == "make":
         assert set(words[1:]) <= targets()
     else:
@@ -99,7 +102,9 @@ def all_options() -> frozenset[str]:
         names |= set(known_keys(function_parser(verb, module.run)))
     for verb in STAGES:
         names |= set(known_keys(stage(verb, NEEDS[verb]).parser))
-    return frozenset(names | {"only", "dry_run", "jobs", "config"})  # of the pipeline
+    names |= {"only", "dry_run", "jobs", "config"}  # of the pipeline
+    names |= {action.dest for action in slurm_pipeline.parser()._actions}
+    return frozenset(names | {"signal", "requeue", "open-mode", "ntasks", "ntasks-per-node"})  # of sbatch
 
 
 def stage(verb: str, argv: list[str]) -> StageCLI:
@@ -116,7 +121,7 @@ def test_every_shipped_configuration_parses(file: Path) -> None:
         for one in pipeline.stages.values():
             check_verb(one.argv)
         return
-    if file.parent.name == "sizes":  # laid over a pre-training file
+    if file.parent.name in ("sizes", "trainer"):  # laid over a pre-training file
         check_verb(
             ["pretrain", "fit", "--config=configs/jumppads/pretrain.yaml", f"--config={file}", *NEEDS["pretrain"]]
         )

@@ -24,12 +24,16 @@ COMMANDS = {
     "report": "the page with charts, heatmaps and videos",
     "study": "the numbers of many runs in one file, with figures",
     "play": "watch an agent",
+    "export": "the agent or reward model of a checkpoint, as a folder, without training",
 }
 """Verbs that are a function `run(...)` in `lit_align.commands.VERB`."""
 
+LISTS = {"runs": "which runs there are, how far they came and how they ended"}
+"""Verbs that answer at once: `run_command` and `check_command` in `lit_align.commands.VERB`."""
+
 PIPELINE = {"pipeline": "the whole recipe, resumable, one progress line a stage"}
 
-VERBS = {**PIPELINE, **STAGES, **COMMANDS}
+VERBS = {**PIPELINE, **STAGES, **COMMANDS, **LISTS}
 
 
 def run_verb(argv: list[str]) -> None:
@@ -59,8 +63,8 @@ def _action(argv: list[str], what: str) -> Callable[[list[str]], None]:
         function = importlib.import_module("lit_align.commands.function")
         module = f"lit_align.commands.{verb}"
         return lambda rest: getattr(function, f"{what}_function")(verb, importlib.import_module(module).run, rest)
-    if verb in PIPELINE:
-        module = importlib.import_module("lit_align.commands.pipeline")
+    if verb in PIPELINE or verb in LISTS:
+        module = importlib.import_module(f"lit_align.commands.{verb}")
         return getattr(module, f"{what}_command")
     raise UserError(
         f"there is no verb {verb!r}{did_you_mean(verb, VERBS)}\nverbs: {', '.join(VERBS)} (`lit-align --help`)"

@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import os
-import platform
 import sys
-from importlib.metadata import PackageNotFoundError, version
+import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lit_align import __version__
+from lit_align.commands.environment import environment, this_process, versions
 from lit_align.errors import UserError
 from lit_align.files import write_whole
+from lit_align.stages.torn import LAST, PREVIOUS, damage, go_back, remove
 
-PACKAGES = ("torch", "lightning", "torchmetrics", "datasets", "gymnasium", "vizdoom", "numpy")
+_log = logging.getLogger("lit_align.run")
 
 
 class RunFolder:
-    """A stage's folder: `config.yaml`, `checkpoints/last.ckpt`, `metrics.csv`, `log.txt`, `run.json`.
+    """A stage's folder: `config.yaml`, `environment.json`, `checkpoints/`, `metrics.csv`, `log.txt`, `run.json`.
 
     Args:
         path: where it is or will be.
@@ -27,35 +28,84 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.warning = ""
 
     @property
     def checkpoints(self) -> Path:
         """Where checkpoints are."""
         return self.path / "checkpoints"
 
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint; `previous.ckpt` beside it is the one before."""
+        return self.checkpoints / LAST
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is anything to go on from."""
+        return self.last.exists() or self.last.with_name(PREVIOUS).exists()
+
     def checkpoint(self, resume: str | None) -> Path | None:
         """Returns the checkpoint that `--resume` means, or None to start afresh.
 
+        A checkpoint is a file, or a folder of shards. One that is damaged is not used: in place of the last one the one
+        before it is, which `warning` tells.
+
         Args:
-            resume: `last`, `auto` (the last one if there is one), a file, or None.
+            resume: `last`, `auto` (the last one if there is one), a file or folder, or None.
 
         Raises:
-            UserError: if there is no such checkpoint.
+            UserError: if there is no such checkpoint, or none that is whole.
         """
-        if resume is None:
+        if resume is None or (resume == "auto" and not self.has_checkpoint):
             return None
-        last = self.checkpoints / "last.ckpt"
-        if resume == "auto":
-            return last if last.is_file() else None
-        path = last if resume == "last" else Path(resume)
-        if not path.is_file():
-            hint = (
-                "; --resume auto starts afresh in that case"
-                if resume == "last"
-                else "; expected a file, `last` or `auto`"
+        if resume in ("last", "auto"):
+            return self._newest(resume)
+        path = Path(resume)
+        if not path.exists():
+            raise UserError(
+                f"--resume {resume}: there is no checkpoint {path}; expected a file or a folder of shards, `last` or "
+                "`auto`"
             )
-            raise UserError(f"--resume {resume}: there is no checkpoint {path}{hint}")
+        if wrong := damage(path):
+            raise UserError(f"--resume {resume}: {wrong}; expected a whole checkpoint of a stage's checkpoints/ folder")
         return path
+
+    def _newest(self, resume: str) -> Path:
+        last, before = self.last, self.last.with_name(PREVIOUS)
+        if not self.has_checkpoint:
+            raise UserError(
+                f"--resume {resume}: there is no checkpoint {last}; --resume auto starts afresh in that case"
+            )
+        wrong = damage(last)
+        if not wrong:
+            return last
+        if worse := damage(before):
+            raise UserError(
+                f"--resume {resume}: no checkpoint is whole. {last}: {wrong}. {before.name}: {worse}. "
+                "--overwrite true without --resume starts again"
+            )
+        self.warning = f"{last} is damaged: {wrong}. Going on from the one before it, {before.name}"
+        return before
+
+    def mend(self, checkpoint: Path | None) -> None:
+        """Puts the checkpoint before the last one, where it is gone on from, in the place of the damaged last one."""
+        if checkpoint == self.last.with_name(PREVIOUS) and self.warning:
+            _log.warning(self.warning)
+            go_back(self.last)
+
+    def check_writable(self) -> None:
+        """Raises a UserError if nothing can be written there; leaves nothing."""
+        place = self.path.absolute()
+        while not place.exists():
+            place = place.parent
+        try:
+            os.rmdir(tempfile.mkdtemp(prefix=".lit-align-", dir=place))
+        except OSError as error:
+            raise UserError(
+                f"--out {self.path}: nothing can be written in {place} ({error.strerror}); expected a folder that may "
+                "be written to, with room on its disk"
+            ) from error
 
     def check_free(self) -> None:
         """Raises a UserError if another run is in the folder, so that none is overwritten by mistake."""
@@ -68,8 +118,25 @@ class RunFolder:
 
     def clear(self) -> None:
         """Removes what an earlier run logged and saved for resuming."""
-        for name in ("run.json", "metrics.csv", "config.yaml", "checkpoints/last.ckpt"):
+        for name in ("run.json", "metrics.csv", "config.yaml", "environment.json"):
             (self.path / name).unlink(missing_ok=True)
+        for name in (LAST, PREVIOUS):
+            remove(self.checkpoints / name)
+
+    def begin(self, argv: list[str], **facts: Any) -> None:
+        """Writes `environment.json`, that of earlier starts kept under `earlier`, and that the run runs.
+
+        Args:
+            argv: the command's arguments.
+            facts: fields of `run.json`.
+        """
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        before = _read_json(self.path / "environment.json")
+        earlier = [*before.pop("earlier", []), before] if before else []
+        content = environment(argv, now) | ({"earlier": earlier} if earlier else {})
+        self.write("environment.json", json.dumps(content, indent=2) + "\n")
+        began = {"began": self.read_run().get("began", now), "starts": len(earlier) + 1}
+        self.write_run(state="running", process=this_process(), error=None, **began, **facts)
 
     def sweep(self) -> None:
         """Removes what a process that was killed while it wrote has left beside its targets."""
@@ -78,11 +145,7 @@ class RunFolder:
 
     def read_run(self) -> dict[str, Any]:
         """Returns `run.json`, empty if there is none or it is damaged."""
-        try:
-            content = json.loads((self.path / "run.json").read_text())
-        except (OSError, json.JSONDecodeError):
-            return {}
-        return content if isinstance(content, dict) else {}
+        return _read_json(self.path / "run.json")
 
     def write_run(self, **fields: Any) -> None:
         """Changes fields of `run.json`."""
@@ -108,6 +171,14 @@ class RunFolder:
         return handler
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 LOGGERS = ("lightning.pytorch", "lightning.fabric", "lit_align", "py.warnings")
 
 
@@ -117,14 +188,3 @@ def close_log(handler: logging.Handler | None) -> None:
         for name in LOGGERS:
             logging.getLogger(name).removeHandler(handler)
         handler.close()
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    found = {"lit_align": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

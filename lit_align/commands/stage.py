@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib
 import logging
-import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -16,16 +15,20 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from lit_align import slurm
 from lit_align.commands.arguments import PARSER_MODE, OneLineErrors, check_config_files, known_keys
 from lit_align.commands.dry_run import DryRun, DryRunDone
-from lit_align.commands.run_folder import RunFolder, close_log
+from lit_align.commands.fit import fit
+from lit_align.commands.loggers import loggers_of
+from lit_align.commands.run_folder import RunFolder
+from lit_align.commands.signals import Signals, handlers_put_back
 from lit_align.errors import UserError, did_you_mean, raise_all
 from lit_align.models.folder import read_config
 from lit_align.rollout.judge import NO_REFERENCE
 from lit_align.rollout.rewards import check_source
 from lit_align.stages.base import Stage
 from lit_align.stages.checkpoints import AtomicCheckpointIO, RunState, last_checkpoint
-from lit_align.stages.metrics_csv import MetricsCSV, last_values
+from lit_align.stages.preemption import Preemption, slurm_environment
 
 CLASSES = {
     "pretrain": ("lit_align.stages.pretrain:Pretrain", "lit_align.data.modules:TrajectoryDataModule"),
@@ -61,7 +64,7 @@ class StageCLI(LightningCLI):
         self, verb: str, action: str, argv: list[str], classes: tuple[str, str], parse_only: bool = False
     ) -> None:
         self.verb, self.action, self.parse_only = verb, action, parse_only
-        self.run_state = RunState()
+        self.run_state, self.signals = RunState(), Signals()
         module, data = (_load(path) for path in classes)
         defaults = {"use_distributed_sampler": False, "num_sanity_val_steps": 0, "log_every_n_steps": 20}
         defaults |= {"enable_progress_bar": sys.stdout.isatty(), "enable_model_summary": False}
@@ -95,6 +98,7 @@ class StageCLI(LightningCLI):
         add("--dry_run", type=bool, nargs="?", const=True, default=False, help="show what would run, then stop")
         add("--checkpoint_every", type=int | None, default=None, help="optimizer steps; always at an epoch's end")
         add("--wandb", type=Literal["offline", "online"] | None, default=None, help="log to Weights & Biases too")
+        add("--tensorboard", type=bool, default=False, help="log to TensorBoard too, in the run folder's tensorboard/")
         known = known_keys(parser)
         add("--init_from", type=str | None, default=None, help="folder of the agent to start from")
         add("--random_init", type=bool, default=False, help="take its architecture only")
@@ -135,13 +139,19 @@ class StageCLI(LightningCLI):
                 "only then, since a checkpoint holds no rollouts: leave it out"
             )
         resume = config.resume
-        trained = (self.folder.checkpoints / "last.ckpt").is_file()
+        if self.action == "fit" and not resume and slurm.restarts():
+            resume = "auto"  # the same job again: to go on is what it was requeued for
+        trained, first = self.folder.has_checkpoint, rank_zero_only.rank == 0
         if self.action != "fit" and not resume and (trained or not config.init_from):
             resume = "last"  # a run's own weights are what is meant; `init_from` says where they came from
         try:
             checkpoint = self.folder.checkpoint(resume)
-            if self.action == "fit" and not (resume or config.overwrite or config.dry_run) and rank_zero_only.rank == 0:
-                self.folder.check_free()
+            if self.folder.warning and first:
+                sys.stderr.write(f"warning: {self.folder.warning}\n")
+            if self.action == "fit" and not config.dry_run and first:
+                if not (resume or config.overwrite):
+                    self.folder.check_free()
+                self.folder.check_writable()
         except UserError as error:
             errors.append(str(error))
         raise_all(errors)
@@ -152,31 +162,22 @@ class StageCLI(LightningCLI):
         config = {**self.config_init["trainer"], **kwargs}
         callbacks = config.get("callbacks") or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-        config["callbacks"] = [self.run_state, *callbacks]
+        self.preemption = next((each for each in callbacks if isinstance(each, Preemption)), None) or Preemption()
+        # Before what plays or saves at an epoch's border.
+        config["callbacks"] = [self.run_state, self.preemption, *(c for c in callbacks if c is not self.preemption)]
         if self.verb in CALLBACKS and not any(isinstance(each, _load(CALLBACKS[self.verb])) for each in callbacks):
             config["callbacks"].append(_load(CALLBACKS[self.verb])())
         plugins = config.get("plugins") or []
-        config["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        config["plugins"] = [*plugins, AtomicCheckpointIO(), *slurm_environment(plugins)]
         if self.config.dry_run:
             config["callbacks"].append(DryRun())
             return Trainer(**{**config, "logger": False, "enable_checkpointing": False})
         if config.get("enable_checkpointing") is not False:
             config["callbacks"] += last_checkpoint(self.folder.checkpoints, self.config.checkpoint_every)
         if config.get("logger") in (None, True):
-            config["logger"] = self._loggers()
+            config["logger"] = loggers_of(self.config, self.folder, self.checkpoint, self.run_state)
         return Trainer(**{**config, "default_root_dir": str(self.folder.path)})
-
-    def _loggers(self) -> list[Any]:
-        loggers: list[Any] = [MetricsCSV(self.folder.path)]
-        if self.config.wandb:
-            from lightning.pytorch.loggers import WandbLogger
-
-            self.folder.path.mkdir(parents=True, exist_ok=True)
-            offline = self.config.wandb == "offline"
-            loggers.append(
-                WandbLogger(name=self.folder.path.name, project="lit-align", save_dir=self.folder.path, offline=offline)
-            )
-        return loggers
 
     def resolved(self) -> str:
         """The configuration as YAML, interpolations resolved; `--config` takes it again."""
@@ -200,14 +201,16 @@ def run_stage(verb: str, argv: list[str], classes: tuple[str, str] | None = None
     Raises:
         UserError: if the configuration cannot run; nothing was written then.
         KeyboardInterrupt: after Ctrl-C; Lightning has shut down by then.
+        Terminated: after SIGTERM, likewise.
+        Preempted: after a signal to make room, when it is saved where to go on.
     """
     action, rest = _action_of(verb, argv)
-    with _own_signals_and_argv([verb, *argv]):
+    with handlers_put_back(), _own_argv([verb, *argv]):
         cli = StageCLI(verb, action, rest, classes or CLASSES[verb])
         if cli.config.dry_run:
             _dry_run(cli)
         elif action == "fit":
-            _fit(cli)
+            fit(cli, lambda: _train(cli))
         else:
             _measure(cli)
 
@@ -237,48 +240,9 @@ def missing_folders(config: Any) -> list[str]:
     return errors
 
 
-def _fit(cli: StageCLI) -> None:
-    folder, first = cli.folder, rank_zero_only.rank == 0
-    log: list[Any] = []
-
-    def begin() -> None:
-        # Not before: bad input must leave nothing behind.
-        if not first:
-            return
-        if cli.checkpoint is None:
-            folder.clear()
-        folder.sweep()
-        log.append(folder.open_log())
-        folder.write("config.yaml", cli.resolved())
-        facts = {"stage": cli.verb, "state": "running", "parent": cli.config.init_from}
-        folder.write_run(**facts, random_init=cli.config.random_init, seed=cli.config.seed)
-
-    cli.run_state.on_begin = begin
-    state = "failed"
-    try:
-        with _values_as_user_errors(until=cli.run_state):
-            _trainer_call(cli)
-        if first:
-            if not log:  # the checkpoint was of the run's last step: nothing was left to train, but to export
-                begin()
-            getattr(cli.model, "export", lambda _: None)(folder.path)
-            metrics = cli.trainer.callback_metrics or last_values(folder.path)
-            folder.write("headline.txt", headline(metrics, getattr(cli.model, "headline_metrics", ())) + "\n")
-        state = "finished"
-    except KeyboardInterrupt:
-        state = "interrupted"
-        raise
-    finally:
-        if first and log:
-            seconds, frames = round(cli.run_state.seconds, 1), getattr(cli.model, "frames_trained", None)
-            folder.write_run(state=state, seconds=seconds, frames=frames, steps=cli.trainer.global_step)
-            close_log(log[0])
-
-
-def headline(metrics: Mapping[str, Any], wanted: Sequence[str]) -> str:
-    """The last values of the metrics that the stage names, or of up to three, for the pipeline's line."""
-    names = [name for name in wanted if name in metrics] or list(metrics)[:3]
-    return ", ".join(f"{name} {float(metrics[name]):.4g}" for name in names)
+def _train(cli: StageCLI) -> None:
+    with _values_as_user_errors(until=cli.run_state):
+        _trainer_call(cli)
 
 
 def _measure(cli: StageCLI) -> None:
@@ -351,16 +315,10 @@ def _values_as_user_errors(until: RunState | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def _own_signals_and_argv(argv: list[str]) -> Iterator[None]:
-    """Lightning leaves its signal handlers behind, and starts other ranks with `sys.argv`: neither may leak."""
-    before_argv, sys.argv = sys.argv, [sys.argv[0], *argv]
+def _own_argv(argv: list[str]) -> Iterator[None]:
+    """Lightning starts other ranks with `sys.argv`."""
+    before, sys.argv = sys.argv, [sys.argv[0], *argv]
     try:
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         yield
     finally:
-        sys.argv = before_argv
-        for number, handler in handlers.items():
-            try:
-                signal.signal(number, handler)
-            except (ValueError, TypeError):  # not the main thread, or a handler from outside Python
-                continue
+        sys.argv = before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import random
@@ -18,13 +19,17 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_align.errors import UserError
 from lit_align.stages.metrics_csv import MetricsCSV
+from lit_align.stages.torn import LAST, keep_before
 
 KEY = "lit_align_run"
 VERSION = "pytorch-lightning_version"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, reaches the disk, renames: a reader finds the old checkpoint or the new one, whole."""
+    """Writes beside the target, reaches the disk, renames: a reader finds the old checkpoint or the new one, whole.
+
+    `last.ckpt` leaves the one before it as `previous.ckpt`, in case a disk loses what it said it had written.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Saves to a local path atomically; other file systems are left to Lightning."""
@@ -36,9 +41,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
             with aside.open("wb") as file:
-                torch.save(checkpoint, file)
+                _save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
+            if target.name == LAST:
+                keep_before(target)
             os.replace(aside, target)
         finally:
             aside.unlink(missing_ok=True)
@@ -54,6 +61,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             UserError: The file is none, was cut short, or holds more than tensors and plain types.
         """
+        if Path(path).is_dir():
+            raise UserError(
+                f"{path} is a folder of shards, which the strategy that wrote it reads; expected a file: resume with "
+                "--config configs/trainer/fsdp.yaml, on any number of processes"
+            )
         try:
             content = super().load_checkpoint(path, map_location or (lambda storage, _: storage), weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
@@ -66,6 +78,32 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return content
 
 
+def _save(checkpoint: dict[str, Any], file: Any) -> None:
+    """`torch.save`, whose own error does not say that the disk is full, or that it was told to stop."""
+    faults: list[BaseException] = []
+
+    class Watched(io.RawIOBase):
+        def write(self, data: Any) -> int:
+            try:
+                return int(file.write(data))
+            except BaseException as error:  # Ctrl-C and SIGTERM raise here too
+                faults.append(error)
+                raise
+
+        def flush(self) -> None:
+            file.flush()
+
+        def writable(self) -> bool:
+            return True
+
+    try:
+        torch.save(checkpoint, Watched())  # type: ignore[arg-type]
+    except RuntimeError as error:
+        if faults:
+            raise faults[0] from error
+        raise
+
+
 class RunState(Callback):
     """What Lightning's checkpoints lack: every rank's random state, seconds trained, and rows logged.
 
@@ -74,10 +112,13 @@ class RunState(Callback):
 
     Args:
         on_begin: called when all is set up and training begins.
+        on_interrupt: called when Ctrl-C has been taken and the Trainer begins to shut down.
     """
 
-    def __init__(self, on_begin: Callable[[], None] = lambda: None) -> None:
-        self.on_begin = on_begin
+    def __init__(
+        self, on_begin: Callable[[], None] = lambda: None, on_interrupt: Callable[[], None] = lambda: None
+    ) -> None:
+        self.on_begin, self.on_interrupt = on_begin, on_interrupt
         self.seconds_before = 0.0
         self.training = False
         self._began = time.monotonic()
@@ -101,6 +142,7 @@ class RunState(Callback):
             torch.distributed.all_gather_object(states, rng_state())
         rows = sum(logger.rows for logger in trainer.loggers if isinstance(logger, MetricsCSV))
         checkpoint[KEY] = {"rng": states, "configured": self._configured, "seconds": self.seconds, "rows": rows}
+        checkpoint[KEY]["wandb"] = next((found for each in trainer.loggers if (found := wandb_id(each))), None)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: D102
         self._loaded = checkpoint.get(KEY)
@@ -124,6 +166,10 @@ class RunState(Callback):
             if isinstance(logger, MetricsCSV):
                 logger.rewind(self._loaded["rows"], trainer.global_step)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: D102
+        if isinstance(exception, KeyboardInterrupt):
+            self.on_interrupt()
+
     # Whichever comes first after a resume: at an epoch's border before its loader is opened (which draws a number),
     # inside an epoch after that.
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
@@ -138,13 +184,32 @@ class RunState(Callback):
             self._rng = None
 
 
+class _InsideEpochs(ModelCheckpoint):
+    """Saves every so many steps, but not at an epoch's last batch.
+
+    The epoch's end saves too, after validation: a run that dies in between has to validate again when it goes on, and
+    from a checkpoint of the last batch Lightning would not.
+    """
+
+    def on_train_batch_end(  # noqa: D102
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not trainer.is_last_batch:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+
 def last_checkpoint(folder: Path, every_n_steps: int | None) -> list[ModelCheckpoint]:
     """Callbacks that keep `folder/last.ckpt`: at each epoch's end, and every so many optimizer steps if given."""
     same: dict[str, Any] = {"dirpath": folder, "filename": "last", "save_top_k": 1, "enable_version_counter": False}
     callbacks = [ModelCheckpoint(**same, every_n_epochs=1, save_on_train_epoch_end=True)]
     if every_n_steps:
-        callbacks.append(ModelCheckpoint(**same, every_n_train_steps=every_n_steps))
+        callbacks.append(_InsideEpochs(**same, every_n_train_steps=every_n_steps))
     return callbacks
+
+
+def wandb_id(logger: Any) -> str | None:
+    """The id of the Weights & Biases run that a logger logs to; None of other loggers."""
+    return str(logger.version) if type(logger).__name__.startswith("Wandb") and logger.version else None
 
 
 def rng_state() -> dict[str, Any]:

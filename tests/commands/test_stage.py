@@ -48,9 +48,18 @@ def equal(one: dict[str, Any], two: dict[str, Any]) -> bool:
 def test_what_a_run_leaves(tmp_path: Path) -> None:
     out = tmp_path / "run"
     fit(out, "--seed=5", "--model.lr=0.01")
-    files = {"config.yaml", "checkpoints", "agent", "metrics.csv", "log.txt", "headline.txt", "run.json"}
+    files = {
+        "config.yaml",
+        "environment.json",
+        "checkpoints",
+        "agent",
+        "metrics.csv",
+        "log.txt",
+        "headline.txt",
+        "run.json",
+    }
     assert files == {file.name for file in out.iterdir()}
-    assert [file.name for file in (out / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert {file.name for file in (out / "checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt"}
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert (config["seed"], config["model"]["lr"], config["trainer"]["max_epochs"]) == (5, 0.01, 3)
     run = json.loads((out / "run.json").read_text())

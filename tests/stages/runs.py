@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from lit_align.cli import main
 from lit_align.models.reward import RewardModel
 from tests.helpers import TINY, made_up, record, tiny_agent
 
@@ -43,6 +44,32 @@ def align(folder: Path, out: Path, epochs: int = 2) -> list[str]:
     data = [f"--data.env={WORLD}", "--data.worlds=3", "--data.episodes=8", "--data.minibatches=2", "--data.epochs=2"]
     trainer = [*CPU, f"--trainer.max_epochs={epochs}", "--trainer.limit_val_batches=0"]
     return ["align", "fit", f"--out={out}", *model, *data, *trainer]
+
+
+def finetune(folder: Path, out: Path, epochs: int = 2) -> list[str]:
+    start = [f"--init_from={folder / 'base' / 'agent'}", f"--data.trajectories=[{folder / 'play'}]"]
+    data = ["--data.batch_size=4", "--data.window=8"]
+    return ["finetune", "fit", f"--out={out}", *start, *data, *CPU, f"--trainer.max_epochs={epochs}"]
+
+
+def comparisons(folder: Path) -> Path:
+    """`pairs/`, comparisons between the episodes of `play/`."""
+    argv = ["compare", f"--trajectories={folder / 'play'}", f"--out={folder / 'pairs'}", "--comparisons=30"]
+    assert main([*argv, "--test_comparisons=8", "--rule.name=left", "--rule.ranking=[[left]]"]) == 0
+    return folder / "pairs"
+
+
+def _on_pairs(verb: str, folder: Path, out: Path, epochs: int) -> list[str]:
+    start = [f"--init_from={folder / 'base' / 'agent'}", f"--data.preferences={folder / 'pairs'}", "--data.pairs=5"]
+    return [verb, "fit", f"--out={out}", *start, *CPU, f"--trainer.max_epochs={epochs}"]
+
+
+def reward(folder: Path, out: Path, epochs: int = 2) -> list[str]:
+    return _on_pairs("reward", folder, out, epochs)
+
+
+def prefer(folder: Path, out: Path, epochs: int = 2) -> list[str]:
+    return _on_pairs("prefer", folder, out, epochs)
 
 
 class Process:

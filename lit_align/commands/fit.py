@@ -1,0 +1,125 @@
+"""One training run, from the folder's first file to how it ended."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+from lit_align.commands.loggers import note_wandb
+from lit_align.commands.run_folder import close_log
+from lit_align.commands.signals import end_processes
+from lit_align.errors import Preempted, Terminated
+from lit_align.stages.metrics_csv import last_values
+
+if TYPE_CHECKING:
+    from lit_align.commands.stage import StageCLI
+
+
+def fit(cli: StageCLI, train: Callable[[], Any]) -> None:
+    """Trains, leaves what the stage leaves, and writes into the run's folder how it ended.
+
+    Args:
+        cli: the stage.
+        train: trains it.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C.
+        Terminated: after SIGTERM.
+        Preempted: after a signal to make room.
+    """
+    story = Story(cli)
+    cli.signals.at_once = lambda: story.end("interrupted")
+    cli.run_state.on_begin, cli.run_state.on_interrupt = story.begin, cli.signals.take_next_interrupt
+    state, error = "failed", None
+    try:
+        cli.signals.take_terminations()
+        cli.preemption.listen()
+        train()
+        story.leave()
+        state = "finished"
+    except Exception as found:
+        error = found
+        if cli.signals.terminated:  # another process ended first, and a collective failed over it
+            state = "interrupted"
+            raise Terminated from found
+        raise
+    except BaseException as stop:
+        state = _STATES.get(type(stop), "failed")
+        raise
+    finally:
+        cli.preemption.close()
+        with suppress(OSError):  # of a disk that is full, which what came before says
+            story.end(state, error if state == "failed" else None)
+        story.close()
+        if state != "finished":
+            end_processes(cli.trainer)
+
+
+_STATES = {KeyboardInterrupt: "interrupted", Terminated: "interrupted", Preempted: "preempted"}
+
+
+class Story:
+    """What the run's folder tells of it; the first process writes it.
+
+    Args:
+        cli: the stage.
+    """
+
+    def __init__(self, cli: StageCLI) -> None:
+        self.cli, self.folder = cli, cli.folder
+        self.first = rank_zero_only.rank == 0
+        self._begun = False
+        self._log: logging.Handler | None = None
+
+    def begin(self) -> None:
+        """All is set up and training begins; not before, since bad input must leave nothing behind."""
+        cli, folder = self.cli, self.folder
+        cli.signals.take_terminations()
+        if not self.first:
+            return
+        if cli.checkpoint is None:
+            folder.clear()
+        folder.sweep()
+        self._begun, self._log = True, folder.open_log()
+        folder.mend(cli.checkpoint)
+        folder.write("config.yaml", cli.resolved())
+        facts = {"parent": cli.config.init_from, "random_init": cli.config.random_init, "seed": cli.config.seed}
+        folder.begin(sys.argv[1:], stage=cli.verb, **facts, wandb=note_wandb(cli.trainer))
+
+    def leave(self) -> None:
+        """What the next stage reads, and the headline."""
+        if not self.first:
+            return
+        if not self._begun:  # the checkpoint was of the run's last step: nothing was left to train, but to export
+            self.begin()
+        cli, folder = self.cli, self.folder
+        getattr(cli.model, "export", lambda _: None)(folder.path)
+        metrics = cli.trainer.callback_metrics or last_values(folder.path)
+        folder.write("headline.txt", headline(metrics, getattr(cli.model, "headline_metrics", ())) + "\n")
+
+    def end(self, state: str, error: BaseException | None = None) -> None:
+        """How the run ended, and how far it came."""
+        if self.first and self._begun:
+            seconds, frames = round(self.cli.run_state.seconds, 1), getattr(self.cli.model, "frames_trained", None)
+            facts = {"seconds": seconds, "frames": frames, "steps": self.cli.trainer.global_step}
+            self.folder.write_run(state=state, error=None if error is None else one_line(error), **facts)
+
+    def close(self) -> None:
+        """Ends the log."""
+        close_log(self._log)
+
+
+def one_line(error: BaseException) -> str:
+    """An error's kind and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def headline(metrics: Mapping[str, Any], wanted: Sequence[str]) -> str:
+    """The last values of the metrics that the stage names, or of up to three, for the pipeline's line."""
+    names = [name for name in wanted if name in metrics] or list(metrics)[:3]
+    return ", ".join(f"{name} {float(metrics[name]):.4g}" for name in names)
