@@ -37,7 +37,8 @@ def fit(cli: StageCLI, train: Callable[[], Any]) -> None:
     cli.run_state.on_begin, cli.run_state.on_interrupt = story.begin, cli.signals.take_next_interrupt
     state, error = "failed", None
     try:
-        cli.signals.take_terminations()
+        # SIGTERM is taken when training begins: before, Lightning ends this process by it where another rank did not
+        # start, and it may be waiting for that one where no handler of Python's runs.
         cli.preemption.listen()
         train()
         story.leave()

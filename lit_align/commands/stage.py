@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,8 @@ MODEL_FOLDERS = ("init_from", "model.reference")
 DATA_FOLDERS = ("data.trajectories", "data.also", "data.preferences", "data.scores")
 NOT_KEPT = ("config", "resume", "dry_run", "overwrite")
 """Options that say how this one start goes, not what is trained."""
+RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What Lightning's launcher sets in a run of several processes."""
 
 
 class StageParser(OneLineErrors, LightningArgumentParser):
@@ -316,9 +319,13 @@ def _values_as_user_errors(until: RunState | None = None) -> Iterator[None]:
 
 @contextmanager
 def _own_argv(argv: list[str]) -> Iterator[None]:
-    """Lightning starts other ranks with `sys.argv`."""
+    """Lightning starts other ranks with `sys.argv`, and leaves variables that tell the next run it is such a rank."""
     before, sys.argv = sys.argv, [sys.argv[0], *argv]
+    variables = {name: os.environ.get(name) for name in RANK_VARIABLES}
     try:
         yield
     finally:
         sys.argv = before
+        for name, value in variables.items():
+            os.environ.pop(name, None)
+            os.environ |= {} if value is None else {name: value}

@@ -222,3 +222,12 @@ def test_ctrl_c_is_passed_on_and_handlers_are_put_back(tmp_path: Path) -> None:
     timer.join()
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     assert json.loads((tmp_path / "run" / "run.json").read_text())["state"] == "interrupted"
+
+
+def test_a_run_in_a_group_of_processes_leaves_the_next_one_free(tmp_path: Path) -> None:
+    """A run that found these variables would wait for others that nobody starts."""
+    names = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    before = {name: os.environ.get(name) for name in names}
+    fit(tmp_path / "run", "--trainer.strategy=ddp", "--trainer.devices=1", epochs=1)
+    assert {name: os.environ.get(name) for name in names} == before
+    torch.distributed.destroy_process_group()
