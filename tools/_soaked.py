@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,44 @@ MARK = "LIT_ALIGN_SOAK"
 OUTCOMES = ("left", "middle", "right", "none")
 GRACE = 15.0
 """Seconds after a run's end in which what it started may still be going."""
-WARM_UP = 0.2
-"""Part of a run, from its start, in which its memory may grow."""
+WARM_UP = 1 / 3
+"""Part of a run, from its start, in which its memory may grow: what is freed is kept for later, and not all at once."""
+BLOCK = 10
+"""Iterations that count as one when two runs are compared: what one learns in an iteration stays for the next."""
+SHUFFLES = 20_000
+
+
+def growth(held: Mapping[int, float], done: int, episodes: int) -> tuple[float | None, int]:
+    """How memory grows after the warm-up, in units of `held` for 1,000 episodes, and over how many that was seen.
+
+    A line of least squares; None with fewer than 4 iterations.
+
+    Args:
+        held: What was held in an iteration.
+        done: Iterations of the run.
+        episodes: Of an iteration.
+    """
+    kept = {at: size for at, size in held.items() if WARM_UP * done <= at < done}
+    if len(kept) < 4:
+        return None, len(kept) * episodes
+    at = np.array(list(kept)) * episodes / 1000
+    return float(np.polyfit(at, np.array(list(kept.values())), 1)[0]), len(kept) * episodes
+
+
+def chance(one: Sequence[float], other: Sequence[float], seed: int = 0) -> float:
+    """How likely two runs' rates, one an iteration, differ so much on average if it is chance which run is which.
+
+    Episodes of an iteration share a policy, and iterations what came before, so whole blocks of `BLOCK` iterations
+    swap sides (a paired test by random sign flips; the p-value counts what was seen as one of the flips).
+    """
+    both = np.array([one, other], float)
+    count = both.shape[1] // BLOCK
+    if not count:
+        return 1.0
+    gaps = (both[0] - both[1])[: count * BLOCK].reshape(count, BLOCK).mean(1)
+    flips = np.random.default_rng(seed).choice([-1.0, 1.0], (SHUFFLES, count))
+    larger = np.abs(flips @ gaps) >= abs(gaps.sum()) - 1e-12
+    return float((larger.sum() + 1) / (SHUFFLES + 1))
 
 
 class SoakedRun:
@@ -62,7 +99,7 @@ class SoakedRun:
             os.sched_setaffinity(0, mine)
         self.began, self.seconds = time.monotonic(), 0.0
         self.kills: list[int] = []  # for each, how many iterations were done by then
-        self._peaks: dict[int, float] = {}
+        self._held: dict[int, list[tuple[float, float]]] = {}  # by iteration: MB resident, and anonymous of them
         self._size, self._rows = -1, list[dict[str, str]]()
 
     @property
@@ -89,10 +126,10 @@ class SoakedRun:
             lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         except OSError:
             return
-        held = [int(line.split()[1]) / 1000 for line in lines if line.startswith("VmRSS")]  # kB
-        if held:
-            done = len(self.rows)
-            self._peaks[done] = max(self._peaks.get(done, 0.0), held[0])
+        sizes = {line.split(":")[0]: int(line.split()[1]) / 1000 for line in lines if line.startswith("Rss")}  # kB
+        sizes |= {"VmRSS": int(line.split()[1]) / 1000 for line in lines if line.startswith("VmRSS")}
+        if {"VmRSS", "RssAnon"} <= set(sizes):
+            self._held.setdefault(len(self.rows), []).append((sizes["VmRSS"], sizes["RssAnon"]))
 
     def kill_an_engine(self, rng: random.Random) -> bool:
         """Kills one of its engines that live; whether there was one."""
@@ -132,25 +169,22 @@ class SoakedRun:
         """Engines' folders that stayed."""
         return sorted(path.name for path in self._temporary.iterdir() if path.name.startswith("lit-align"))
 
-    def slope(self, episodes: int) -> tuple[float | None, int]:
-        """Growth of the resident memory, MB in 1,000 episodes, and from how many episodes it is known.
+    def growth(self, anonymous: bool, episodes: int) -> tuple[float | None, int]:
+        """`growth` of an iteration's median, MB resident; of them those that no file is behind.
 
-        A line of least squares through the peak of each iteration, after the warm-up. None with fewer than 4 of them.
-
-        Args:
-            episodes: Of an iteration.
+        Pages of files, such as the libraries', come and go with what other programs need.
         """
-        done = len(self.rows)
-        kept = {at: peak for at, peak in self._peaks.items() if WARM_UP * done <= at < done}
-        if len(kept) < 4:
-            return None, len(kept) * episodes
-        at = np.array(list(kept)) * episodes / 1000
-        return float(np.polyfit(at, np.array(list(kept.values())), 1)[0]), len(kept) * episodes
+        held = {at: float(np.median([sizes[anonymous] for sizes in seen])) for at, seen in self._held.items()}
+        return growth(held, len(self.rows), episodes)
 
     @property
     def largest(self) -> float:
         """Most resident memory, MB."""
-        return max(self._peaks.values(), default=0.0)
+        return max((size for seen in self._held.values() for size, _ in seen), default=0.0)
+
+    def rates(self, name: str, iterations: int) -> list[float]:
+        """An outcome's rate in each of the first iterations."""
+        return [float(row[f"outcome/{name}"]) for row in self.rows[:iterations]]
 
     def counts(self, iterations: int, episodes: int) -> dict[str, int]:
         """How the episodes of the first iterations ended."""

@@ -2,8 +2,8 @@
 
     python -m tools.soak --agent AGENT --reward_model MODEL --minutes 40 --json outputs/soak.json
 
-Both runs have the same seed, and an episode whose engine is killed is played again as it was, so that both should come
-out alike. The exit code is 1 if a process or a file in shared memory is left, if episodes are lost, if the memory grows
+Both runs have the same seed, and an episode whose engine is killed is played again as it was, but in another batch, where
+log-probabilities are rounded otherwise: from there on both learn on their own, and should come out alike. The exit code is 1 if a process or a file in shared memory is left, if episodes are lost, if the memory grows
 or if outcomes differ by more than chance.
 """
 
@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from lit_align.evaluation.intervals import wilson
-from tools._soaked import OUTCOMES, SoakedRun
+from tools._soaked import OUTCOMES, SoakedRun, chance
 from tools.bench._machine import commit, hardware, load
 
 SLOPE = 1.0
 """MB in 1,000 episodes that the memory may grow."""
+SURE = 0.05
+"""Chance, shared out over the outcomes, below which a difference is called one."""
 ENOUGH = 2000
 """Episodes after the warm-up that it takes to tell: before, what a process sets aside once passes for growth."""
 
@@ -81,7 +83,7 @@ def watch(runs: list[SoakedRun], struck: SoakedRun | None, every: float, seed: i
 def report_of(run: SoakedRun, episodes: int, common: int) -> dict[str, Any]:
     """What is told of a run; outcomes are those of the iterations that all runs have."""
     counts = run.counts(common, episodes)
-    slope, told_from = run.slope(episodes)
+    resident, anonymous = run.growth(False, episodes), run.growth(True, episodes)
     return {
         "exit_code": run.process.returncode,
         "seconds": round(run.seconds, 1),
@@ -93,10 +95,15 @@ def report_of(run: SoakedRun, episodes: int, common: int) -> dict[str, Any]:
         "shared_memory_files": run.left_in_shared_memory(),
         "folders_left": run.left_in_temporary(),
         "rss_mb": round(run.largest, 1),
-        "rss_slope_mb_per_1000_episodes": None if slope is None else round(slope, 3),
-        "rss_slope_episodes": told_from,
+        "rss_slope_mb_per_1000_episodes": _rounded(resident[0]),
+        "anonymous_slope_mb_per_1000_episodes": _rounded(anonymous[0]),
+        "slope_episodes": anonymous[1],
         "rates": {name: wilson(n, sum(counts.values()))._asdict() for name, n in counts.items()},
     }
+
+
+def _rounded(slope: float | None) -> float | None:
+    return None if slope is None else round(slope, 3)
 
 
 def wrong_with(run: SoakedRun, report: dict[str, Any]) -> list[str]:
@@ -107,8 +114,8 @@ def wrong_with(run: SoakedRun, report: dict[str, Any]) -> list[str]:
     for what in ("stray_processes", "shared_memory_files", "folders_left"):
         if report[what]:
             wrong.append(f"{run.name}: {what.replace('_', ' ')}: {report[what]}")
-    slope = report["rss_slope_mb_per_1000_episodes"]
-    if slope is not None and report["rss_slope_episodes"] >= ENOUGH and slope >= SLOPE:
+    slope = report["anonymous_slope_mb_per_1000_episodes"]
+    if slope is not None and report["slope_episodes"] >= ENOUGH and slope >= SLOPE:
         wrong.append(f"{run.name}: the memory grows by {slope:.2f} MB in 1,000 episodes; less than {SLOPE} is allowed")
     # An engine that is killed after the last play is missed by nobody.
     surely = sum(done <= len(run.rows) - 2 for done in run.kills)
@@ -117,14 +124,10 @@ def wrong_with(run: SoakedRun, report: dict[str, Any]) -> list[str]:
     return wrong
 
 
-def alike(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Outcomes whose intervals do not meet."""
-    pairs = {name: (one["rates"][name], other["rates"][name]) for name in OUTCOMES}
-    return [
-        f"{name}: {a['value']:.3f} disturbed and {b['value']:.3f} undisturbed differ by more than chance"
-        for name, (a, b) in pairs.items()
-        if a["low"] > b["high"] or b["low"] > a["high"]
-    ]
+def alike(runs: list[SoakedRun], iterations: int) -> dict[str, float]:
+    """How likely chance alone makes the two runs differ so much, for each outcome."""
+    one, other = runs
+    return {name: round(chance(one.rates(name, iterations), other.rates(name, iterations)), 4) for name in OUTCOMES}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -150,8 +153,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     common = min(len(run.rows) for run in runs)
     told = {run.name: report_of(run, options.episodes, common) for run in runs}
     failures = [line for run in runs for line in wrong_with(run, told[run.name])]
-    if len(runs) == 2:
-        failures += alike(*told.values())
+    odds = alike(runs, common) if len(runs) == 2 else {}
+    failures += [
+        f"{name}: disturbed and undisturbed differ by more than chance (p {p:g})"
+        for name, p in odds.items()
+        if p < SURE / len(OUTCOMES)
+    ]
     content = {
         "name": "soak",
         "command": f"python -m tools.soak {' '.join(sys.argv[1:] if argv is None else argv)}",
@@ -163,6 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "seconds_between_kills": options.every,
         "iterations_compared": common,
         "runs": told,
+        "chance_of_such_a_difference": odds,
         "failures": failures,
     }
     text = json.dumps(content, indent=1)
