@@ -126,9 +126,10 @@ class SoakedRun:
             lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         except OSError:
             return
-        sizes = {line.split(":")[0]: int(line.split()[1]) / 1000 for line in lines if line.startswith("Rss")}  # kB
-        sizes |= {"VmRSS": int(line.split()[1]) / 1000 for line in lines if line.startswith("VmRSS")}
-        if {"VmRSS", "RssAnon"} <= set(sizes):
+        wanted = ("VmRSS", "RssAnon")
+        words = [line.split() for line in lines if line.startswith(wanted)]
+        sizes = {word.rstrip(":"): int(size) / 1000 for word, size, _ in words}  # from kB
+        if len(sizes) == len(wanted):
             self._held.setdefault(len(self.rows), []).append((sizes["VmRSS"], sizes["RssAnon"]))
 
     def kill_an_engine(self, rng: random.Random) -> bool:

@@ -2,9 +2,10 @@
 
     python -m tools.soak --agent AGENT --reward_model MODEL --minutes 40 --json outputs/soak.json
 
-Both runs have the same seed, and an episode whose engine is killed is played again as it was, but in another batch, where
-log-probabilities are rounded otherwise: from there on both learn on their own, and should come out alike. The exit code is 1 if a process or a file in shared memory is left, if episodes are lost, if the memory grows
-or if outcomes differ by more than chance.
+Both runs have the same seed, and an episode whose engine is killed is played again as it was, but in another batch,
+where log-probabilities are rounded otherwise: from there on each learns on its own, and both should come out alike. The
+exit code is 1 if a process or a file in shared memory is left, if episodes are lost, if the memory grows or if outcomes
+differ by more than chance.
 """
 
 from __future__ import annotations

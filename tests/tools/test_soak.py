@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from tools._soaked import BLOCK, chance, growth
 
 
@@ -16,7 +17,7 @@ def test_growth_is_the_slope_after_the_warm_up():
 
 def test_what_is_kept_once_is_no_growth_and_too_little_tells_nothing():
     assert growth({at: 900.0 + 300.0 * (at > 15) for at in range(60)}, 60, 64)[0] == pytest.approx(0.0)
-    assert growth({at: 900.0 for at in range(4)}, 5, 64)[0] is None
+    assert growth(dict.fromkeys(range(4), 900.0), 5, 64)[0] is None
 
 
 @pytest.mark.parametrize("seed", range(5))
