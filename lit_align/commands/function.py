@@ -22,18 +22,31 @@ def check_function(verb: str, run: Callable[..., Any], argv: list[str]) -> None:
 
 def _parse(verb: str, run: Callable[..., Any], argv: list[str]) -> dict[str, Any]:
     parser = function_parser(f"lit-align {verb}", run)
-    argv = _name_leading_words(run, argv)
+    argv = _fill_flags(run, _name_leading_words(run, argv))
     check_config_files(parser, argv)
     options = parser.instantiate(parser.parse_args(argv))
     return {name: options[name] for name in inspect.signature(run).parameters if name in options}
 
 
 def _name_leading_words(run: Callable[..., Any], argv: list[str]) -> list[str]:
-    """Words before the first option are the first parameter's: `evaluate A B --episodes 3` is `--agents [A, B]`."""
+    """Words before the first option are those of the first parameters, as `pull user/name OUT`; a list takes all."""
     count = next((index for index, word in enumerate(argv) if word.startswith("-")), len(argv))
     if not count:
         return argv
-    name = next(iter(inspect.signature(run).parameters))
-    if "list" in str(get_type_hints(run).get(name, "")):
-        return [f"--{name}={json.dumps(argv[:count])}", *argv[count:]]
-    return [f"--{name}={argv[0]}", *argv[1:]]
+    parameters = list(inspect.signature(run).parameters.values())
+    if "list" in str(get_type_hints(run).get(parameters[0].name, "")):
+        return [f"--{parameters[0].name}={json.dumps(argv[:count])}", *argv[count:]]
+    # Beyond the first, only what has to be given: an option is named.
+    taking = [parameters[0], *(each for each in parameters[1:] if each.default is each.empty)]
+    named = [f"--{each.name}={word}" for each, word in zip(taking, argv[:count], strict=False)]
+    return [*named, *argv[min(count, len(taking)) :]]
+
+
+def _fill_flags(run: Callable[..., Any], argv: list[str]) -> list[str]:
+    """`--dry_run` alone is `--dry_run=true`."""
+    flags = {f"--{name}" for name, hint in get_type_hints(run).items() if hint is bool}
+    following = [*argv[1:], "--"][: len(argv)]
+    return [
+        f"{word}=true" if word in flags and after.startswith("--") else word
+        for word, after in zip(argv, following, strict=True)
+    ]

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from lit_align import hub
 from lit_align.errors import UserError
-from lit_align.models.acting import Actor, Observation, Precision, prepare
+from lit_align.models.acting import Actor, Precision, prepare
 from lit_align.models.backbone import Backbone
 from lit_align.models.config import BackboneConfig
-from lit_align.models.folder import load_folder, save_folder
+from lit_align.models.folder import load_folder, push_model, save_folder
 from lit_align.models.heads import PolicyConfig, make_heads
 from lit_align.models.transformer import KVCache
 from lit_align.spaces import ActionCodec
+
+if TYPE_CHECKING:
+    from lit_align.models.observations import Observation, Worlds
 
 
 class Agent(nn.Module):
@@ -129,8 +133,10 @@ class Agent(nn.Module):
         episodes.
 
         Args:
-            observation: A frame `(H, W, 3)`, or frames of B worlds `(B, H, W, 3)`, uint8, NumPy or torch. An agent that
-                sees a vector takes a dict `{"pixels": ..., "vector": ...}`, or the vector alone if it sees no pixels.
+            observation: A frame `(H, W, 3)`, or frames of B worlds `(B, H, W, 3)`, uint8, RGB, square: NumPy, torch on
+                any device, a Pillow image, or a list of frames. Frames of another size are resized by area, as training
+                does it. An agent that sees a vector takes a dict `{"pixels": ..., "vector": ...}`, or the vector alone
+                if it sees no pixels.
             temperature: Divides the logits; 0 takes the likeliest class of every head.
             top_p: Draw from the smallest set of classes that holds this much probability.
 
@@ -138,26 +144,30 @@ class Agent(nn.Module):
             An action of the action space, or a list of B of them.
 
         Raises:
-            ValueError: The observation is not of the agent's sizes and types, or of another number of worlds, or
-                temperature or top_p are out of range.
+            ValueError: The observation is of a type or shape that the agent cannot see, or of another number of worlds
+                than before, or temperature or top_p are out of range.
         """
         if self._actor is None:
             self._actor = Actor(self)
         return self._actor.act(observation, temperature, top_p)
 
-    def reset(self, worlds: list[int] | None = None, seed: int | None = None) -> None:
+    def reset(self, worlds: Worlds | None = None, seed: int | None = None) -> None:
         """Begins new episodes for `act`.
 
         Args:
-            worlds: In which worlds; None forgets all of them, so that the next call may be of another number.
+            worlds: In which worlds, by their numbers or as a mask `(B,)`; None forgets all of them, so that the next
+                call may be of another number.
             seed: Draws anew from here on; None goes on drawing.
+
+        Raises:
+            ValueError: There is no such world.
         """
         if self._actor is None:
             self._actor = Actor(self)
         self._actor.reset(worlds, seed)
 
     def prepare(self, precision: Precision = "fp32", compile: bool = False) -> Agent:
-        """A copy of this agent for acting only: in fewer bits, compiled. See `lit_align.models.acting.prepare`."""
+        """A copy of this agent for acting only: in fewer bits, compiled. See `lit_align.models.acting.make_ready`."""
         return prepare(self, precision, compile)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -187,7 +197,7 @@ class Agent(nn.Module):
         """Reads an agent's folder.
 
         Args:
-            folder: A folder that `save` wrote.
+            folder: A folder that `save` wrote, or `user/name` on the Hub.
             device: Where the weights go.
             random_init: Take the architecture and the spaces only; the weights are drawn anew.
 
@@ -197,6 +207,63 @@ class Agent(nn.Module):
         agent = load_folder(folder, cls.kind, cls._build, random_init)
         assert isinstance(agent, cls)
         return agent.to(device)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str, revision: str | None = None, token: str | None = None, device: str | torch.device = "cpu"
+    ) -> Agent:
+        """Reads an agent from the Hugging Face Hub.
+
+        Args:
+            name: `user/name`, `user/name@revision`, or a folder.
+            revision: A branch, a tag or a commit; the main branch by default.
+            token: By default the one that `hf auth login` or HF_TOKEN left.
+            device: Where the weights go.
+
+        Raises:
+            ValueError: See `load` and `lit_align.hub.fetch`.
+        """
+        return cls.load(hub.fetch(name, "model", revision, token), device)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        private: bool = False,
+        revision: str | None = None,
+        message: str | None = None,
+        token: str | None = None,
+        licence: str = "apache-2.0",
+        card: str | None = None,
+    ) -> str:
+        """Uploads the agent to the Hugging Face Hub, in one commit, with a card.
+
+        `lit-align push` of the run's folder makes a fuller card.
+
+        Args:
+            repo_id: `user/name`; made if it is not there.
+            private: Make a new repository private.
+            revision: Branch, made if it is not there; the main one by default.
+            message: Of the commit.
+            token: By default the one that `hf auth login` or HF_TOKEN left.
+            licence: For the card.
+            card: Markdown file to upload as the card in place of the one that is made.
+
+        Returns:
+            The commit, to be given as a revision.
+
+        Raises:
+            ValueError: The token may not write there, something looks like a secret, or the connection broke.
+        """
+        return push_model(
+            self,
+            repo_id,
+            private=private,
+            revision=revision,
+            message=message,
+            token=token,
+            licence=licence,
+            card=card,
+        )
 
     @classmethod
     def _build(cls, content: dict[str, Any]) -> Agent:

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from math import inf
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lit_align.errors import UserError
+
+MOST = {
+    "image_size": 4096,
+    "vector_size": 10**6,
+    "channels": 8192,
+    "blocks": 256,
+    "width": 2**16,
+    "layers": 1024,
+    "heads": 4096,
+    "context": 2**20,
+    "mlp_ratio": 256,
+}
+"""More than any network here has: a config from somewhere else does not keep the machine busy for ever."""
 
 
 @dataclass
@@ -63,13 +77,18 @@ class BackboneConfig:
             for name in ("channels", "width", "layers", "heads", "context")
             if getattr(self, name) < 1
         ]
+        wrong += [
+            f"{name} is {_shortly(getattr(self, name))}; expected {most} at most"
+            for name, most in MOST.items()
+            if getattr(self, name) > most
+        ]
         if self.blocks < 0:
             wrong.append(f"blocks is {self.blocks}; expected 0 or more")
         if self.heads >= 1 and (self.width % self.heads or (self.width // self.heads) % 2):
             wrong.append(f"width {self.width} over {self.heads} heads; expected an even whole number for each head")
         if self.norm not in ("layernorm", "rmsnorm"):
             wrong.append(f"norm is {self.norm!r}; expected 'layernorm' or 'rmsnorm'")
-        if self.mlp_ratio <= 0 or self.rope_base <= 1:
+        if not (self.mlp_ratio > 0 and 1 < self.rope_base < inf):
             wrong.append(
                 f"mlp_ratio is {self.mlp_ratio} and rope_base {self.rope_base}; expected more than 0 and more than 1"
             )
@@ -113,11 +132,11 @@ class BackboneConfig:
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(data) - known)
         if unknown:
-            raise UserError(f"unknown keys {unknown} in the backbone's config; known are {sorted(known)}")
+            raise UserError(f"unknown keys {_shortly(unknown)} in the backbone's config; known are {sorted(known)}")
         hints = get_type_hints(cls)
         for key, value in data.items():
             if not _fits(value, hints[key]):
-                raise UserError(f"'{key}' in the backbone's config is {value!r}; expected {_name(hints[key])}")
+                raise UserError(f"'{key}' in the backbone's config is {_shortly(value)}; expected {_name(hints[key])}")
         config = cls(**data)
         config.check()
         return config
@@ -137,3 +156,12 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def _name(hint: Any) -> str:
     return "str" if get_origin(hint) is Literal else getattr(hint, "__name__", str(hint))
+
+
+def _shortly(value: Any) -> str:
+    """A value as Python writes it, cut short; Python does not write whole numbers of thousands of digits at all."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return f"a {type(value).__name__} with a number too long to write"
+    return text if len(text) <= 80 else f"{text[:76]} ..."

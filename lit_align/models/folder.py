@@ -1,8 +1,12 @@
-"""An agent or a reward model as a folder: `config.json` and `model.safetensors`, nothing that can run code."""
+"""An agent or a reward model as a folder: `config.json` and `model.safetensors`, nothing that can run code.
+
+A folder is one on this disk, or `user/name` on the Hub.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -11,14 +15,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lit_align.errors import UserError
+from lit_align import hub
+from lit_align.errors import UserError, did_you_mean
+from lit_align.models.room import sketch
 
 SCHEMA = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+MAX_CONFIG = 16 * 2**20
+"""Bytes of a `config.json`, many times what one has."""
+
+_SAME: dict[str, type] = {"schema": int, "kind": str, "backbone": dict}
+FIELDS: dict[str, dict[str, type]] = {
+    "agent": {**_SAME, "actions": dict, "policy": dict, "info": dict},
+    "reward_model": {**_SAME, "heads": int, "readout": str, "info": dict},
+}
+"""What a `config.json` holds, by the model's kind."""
+
+OPTIONAL = {"policy", "info"}
 
 
 def save_folder(folder: str | Path, content: dict[str, Any], module: nn.Module) -> None:
@@ -46,12 +64,13 @@ def save_folder(folder: str | Path, content: dict[str, Any], module: nn.Module) 
 
 
 def read_config(folder: str | Path, kind: str | None = None) -> dict[str, Any]:
-    """The checked content of a model folder's `config.json`.
+    """The checked content of a model folder's `config.json`; what is nested in it is checked by who reads it.
 
     Raises:
-        ValueError: The folder or file is missing, is not JSON, or is of another kind or a newer schema.
+        ValueError: The folder or file is missing, is not JSON, is of another kind or a newer schema, or holds an
+            unknown key or a wrong type; or a repository on the Hub cannot be had (see `lit_align.hub.fetch`).
     """
-    path = Path(folder) / CONFIG
+    path = hub.fetch(folder) / CONFIG
     if not path.is_file():
         hint = [
             str(Path(folder) / name) for name in ("agent", "reward_model") if (Path(folder) / name / CONFIG).is_file()
@@ -59,19 +78,57 @@ def read_config(folder: str | Path, kind: str | None = None) -> dict[str, Any]:
         more = (
             f"; did you mean {hint[0]}?"
             if hint
-            else "; expected a folder that a stage left (its agent/ or reward_model/)"
+            else "; expected a folder that a stage left (its agent/ or reward_model/), or user/name on the Hub"
         )
         raise UserError(f"no {CONFIG} in '{folder}'{more}")
-    try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+    content = _read_json(path)
+    if not isinstance(content, dict) or type(content.get("schema")) is not int or content["schema"] != SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else type(content).__name__
-        raise UserError(f"{path} has schema {found!r}; this version reads schema {SCHEMA}")
-    if kind is not None and content.get("kind") != kind:
-        raise UserError(f"{path} is of kind {content.get('kind')!r}; expected {kind!r}")
+        raise UserError(f"{path} has schema {_shortly(found)}; this version reads schema {SCHEMA}")
+    found = content.get("kind")
+    if not isinstance(found, str) or found not in FIELDS or (kind is not None and found != kind):
+        expected = repr(kind) if kind else " or ".join(map(repr, FIELDS))
+        raise UserError(f"{path} is of kind {_shortly(found)}; expected {expected}")
+    _check_fields(content, FIELDS[found], path)
     return content
+
+
+def _read_json(path: Path) -> Any:
+    if path.stat().st_size > MAX_CONFIG:
+        raise UserError(f"{path} has {path.stat().st_size} bytes; expected {MAX_CONFIG} at most")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:  # also text that is not UTF-8, and whole numbers of thousands of digits
+        raise UserError(f"{path} is not JSON: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is nested too deeply to be a model's config") from error
+
+
+def _check_fields(content: dict[str, Any], fields: dict[str, type], path: Path) -> None:
+    unknown = sorted(set(content) - set(fields))
+    if unknown:
+        key = unknown[0]
+        raise UserError(
+            f"{path} holds the unknown key{'s' if len(unknown) > 1 else ''} {', '.join(map(_shortly, unknown[:5]))}"
+            f"{did_you_mean(key, fields) or '; known are ' + ', '.join(fields)}"
+        )
+    for key, kind in fields.items():
+        if key not in content:
+            if key not in OPTIONAL:
+                raise UserError(f"{path} lacks the key {key!r}")
+        elif not isinstance(content[key], kind) or isinstance(content[key], bool):
+            raise UserError(f"{key!r} in {path} is {_shortly(content[key])}; expected {_JSON[kind]}")
+
+
+_JSON = {dict: "an object", int: "a whole number", str: "a text"}
+
+
+def _shortly(value: Any) -> str:
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:56]} ..."
 
 
 def fingerprint(folder: str | Path) -> str:
@@ -80,6 +137,7 @@ def fingerprint(folder: str | Path) -> str:
     Raises:
         ValueError: See `read_config`; or the weights are missing.
     """
+    folder = hub.fetch(folder)
     content = {key: value for key, value in read_config(folder).items() if key != "info"}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     try:
@@ -98,18 +156,15 @@ def load_folder(
     Raises:
         ValueError: See `read_config`; or the weights are missing, unreadable or do not fit.
     """
+    folder = hub.fetch(folder)
     content = read_config(folder, kind)
-    try:
-        module = build(content)
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{Path(folder) / CONFIG} lacks a field or holds a wrong type: {type(error).__name__}: {error}"
-        ) from error
+    if not random_init:
+        # Before the module takes memory: what a made-up config asks for may be more than there is.
+        _check_weights(folder, _built(folder, lambda: _sketch(build, content)))
+    module = _built(folder, lambda: build(content))
     if random_init:
         return module
-    path = Path(folder) / WEIGHTS
-    if not path.is_file():
-        raise UserError(f"no {WEIGHTS} in '{folder}'; a model's folder holds {CONFIG} and {WEIGHTS}")
+    path = folder / WEIGHTS
     try:
         module.load_state_dict(load_file(path))
     except SafetensorError as error:
@@ -117,3 +172,80 @@ def load_folder(
     except RuntimeError as error:
         raise UserError(f"{path} does not fit {CONFIG} beside it: {str(error).splitlines()[-1].strip()}") from error
     return module
+
+
+def _built(folder: Path, build: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        return build()
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG}: {error}") from error
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(
+            f"{folder / CONFIG} lacks a field or holds a wrong type: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _sketch(build: Callable[[dict[str, Any]], nn.Module], content: dict[str, Any]) -> nn.Module:
+    """The module without memory for its weights: shapes and types alone."""
+    return sketch(lambda: build(content))
+
+
+def _check_weights(folder: Path, sketch: nn.Module) -> None:
+    """Raises UserError unless the safetensors file holds every tensor of the module, and no other."""
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise UserError(f"no {WEIGHTS} in '{folder}'; a model's folder holds {CONFIG} and {WEIGHTS}")
+    wanted = {name: (list(tensor.shape), tensor.dtype) for name, tensor in sketch.state_dict().items()}
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {}
+            for name in file.keys():  # noqa: SIM118  it is no dict
+                part = file.get_slice(name)
+                found[name] = (part.get_shape(), _DTYPES.get(part.get_dtype(), part.get_dtype()))
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} is not a readable safetensors file: {error}; it was cut short or is of another kind: fetch or "
+            "write it again"
+        ) from error
+    wrong = [f"it lacks the tensor {name}" for name in wanted if name not in found]
+    wrong += [
+        f"it holds the tensor {_shortly(name)[1:-1]}, which is none of the model's"
+        for name in found
+        if name not in wanted
+    ]
+    for name in (name for name in wanted if name in found):
+        (shape, dtype), (there, kind) = wanted[name], found[name]
+        floats = dtype.is_floating_point and isinstance(kind, torch.dtype) and kind.is_floating_point
+        if shape != there:
+            wrong.append(f"the tensor {name} is of shape {there}, expected {shape}")
+        elif dtype != kind and not floats:
+            wrong.append(f"the tensor {name} is of type {kind}, expected {dtype}")
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise UserError(f"{path} does not fit {CONFIG} beside it: {wrong[0]}{more}")
+
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Types as safetensors names them; the rest are none of a model's."""
+
+
+def push_model(model: Any, repo_id: str, **options: Any) -> str:
+    """Saves a model aside and uploads it; see `Agent.push_to_hub`."""
+    # By name: what makes the card stands above the models.
+    upload = importlib.import_module("lit_align.sharing.upload")
+    with tempfile.TemporaryDirectory(prefix="lit-align-") as scratch:
+        folder = Path(scratch) / model.kind
+        model.save(folder)
+        commit: str = upload.push_folder(folder, repo_id, **options)
+    return commit

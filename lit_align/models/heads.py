@@ -53,8 +53,8 @@ class PolicyConfig:
         """Raises ValueError if a field does not fit."""
         if self.heads not in ("independent", "autoregressive"):
             raise UserError(f"policy.heads is {self.heads!r}; expected independent or autoregressive")
-        if not isinstance(self.width, int) or isinstance(self.width, bool) or self.width < 1:
-            raise UserError(f"policy.width is {self.width!r}; expected a whole number, 1 or more")
+        if not isinstance(self.width, int) or isinstance(self.width, bool) or not 1 <= self.width <= 2**16:
+            raise UserError(f"policy.width is {self.width!r}; expected a whole number, 1 to {2**16}")
 
 
 class Heads(nn.Module):

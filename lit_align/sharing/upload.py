@@ -1,0 +1,124 @@
+"""Sending to the Hub: one commit for a push, from which a broken upload goes on."""
+
+from __future__ import annotations
+
+import fnmatch
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from lit_align import hub
+from lit_align.errors import UserError
+from lit_align.sharing.plan import Plan, make_plan
+from lit_align.sharing.what import Shared
+
+STALE = "data/*.parquet"
+"""Files in a data set's repository that a push replaces: shards that it no longer has go, in the same commit."""
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """Where something went.
+
+    Attributes:
+        repo_id: `user/name`.
+        commit: The commit that holds it.
+        url: Of that commit, for people.
+        fresh: Whether anything had changed; else the commit is the one that was there.
+    """
+
+    repo_id: str
+    commit: str
+    url: str
+    fresh: bool
+
+
+def push(
+    shared: Shared,
+    repo_id: str,
+    plan: Plan | None = None,
+    private: bool = False,
+    revision: str | None = None,
+    message: str | None = None,
+    token: str | None = None,
+) -> Pushed:
+    """Uploads what a plan lists, in one commit; the repository and the branch are made if they are not there.
+
+    `create_commit` and not `upload_folder` or `upload_large_folder`, which make several commits of many files: readers
+    never meet half of a data set. What was uploaded before a connection broke is not sent again, since the Hub asks for
+    the content of those files only that it does not have (by their sha256).
+
+    Args:
+        shared: What to upload.
+        repo_id: `user/name`.
+        plan: The files; None makes the plan.
+        private: Make a new repository private; one that is there stays as it is.
+        revision: Branch; None is the main one.
+        message: Of the commit.
+        token: By default the one that `hf auth login` or HF_TOKEN left.
+
+    Raises:
+        ValueError: There is something that may not go up, the token may not write there, or the connection broke.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    _, named = hub.split_id(repo_id)
+    if named is not None:
+        raise UserError(f"{repo_id} names a revision; expected user/name, and the branch as the revision")
+    plan = plan or make_plan(shared, repo_id)
+    kind, api = shared.repo_type, hub.api(token)
+    with hub.plainly(repo_id, kind, revision):
+        api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo_id, repo_type=kind, branch=revision, exist_ok=True)
+        before = api.repo_info(repo_id, repo_type=kind, revision=revision)
+        there = [file.rfilename for file in getattr(before, "siblings", None) or ()]
+        hub.refuse_code(there, repo_id)
+        sent = {item.name for item in plan.items}
+        stale = [name for name in there if kind == "dataset" and fnmatch.fnmatch(name, STALE) and name not in sent]
+        done = api.create_commit(
+            repo_id,
+            [
+                *(CommitOperationDelete(name) for name in stale),
+                *(CommitOperationAdd(item.name, item.content) for item in plan.items),
+            ],
+            repo_type=kind,
+            revision=revision,
+            commit_message=message or f"{shared.kind.replace('_', ' ')} by lit-align",
+        )
+    commit = str(done.oid)
+    hub.note_source(shared.folder, repo_id, commit)
+    return Pushed(repo_id, commit, str(done.commit_url), commit != before.sha)
+
+
+def keep(plan: Plan, folder: str | Path) -> None:
+    """Writes what goes up into a folder, to be looked at.
+
+    Raises:
+        ValueError: The folder holds something already.
+    """
+    target = Path(folder)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"'{folder}' is there already; expected a folder that is empty or does not exist")
+    for item in plan.items:
+        path = target / item.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(item.content, bytes):
+            path.write_bytes(item.content)
+        else:
+            shutil.copyfile(item.content, path)
+
+
+def push_folder(
+    folder: Path,
+    repo_id: str,
+    private: bool = False,
+    revision: str | None = None,
+    message: str | None = None,
+    token: str | None = None,
+    licence: str = "apache-2.0",
+    card: str | None = None,
+) -> str:
+    """What `push_to_hub` of a model calls with its saved folder; returns the commit."""
+    shared = Shared("agent", folder) if folder.name == "agent" else Shared("reward_model", folder)
+    return push(shared, repo_id, make_plan(shared, repo_id, licence, card), private, revision, message, token).commit
