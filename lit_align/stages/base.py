@@ -15,8 +15,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore
 from torch import Tensor, nn
 
 from lit_align.errors import UserError
+from lit_align.hub import called, source_of
 from lit_align.models.agent import Agent
 from lit_align.models.config import BackboneConfig
+from lit_align.models.folder import fingerprint
 from lit_align.models.reward import RewardModel
 from lit_align.stages.fake import Imitation
 from lit_align.stages.flops import ModelFlops, count_flops, peak_flops
@@ -60,6 +62,7 @@ class Stage(pl.LightningModule):
         self.optimizer.check()
         self.seconds_trained = 0.0
         self._parent: dict[str, Any] | None = None
+        self._read_from: dict[str, Any] = {}
         self._frames_before, self._speed = 0, Throughput()
         self._counted = False
         self._line_at = 0
@@ -183,6 +186,8 @@ class Stage(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Finds out what the device can do, and starts the clock."""
+        if self.init_from is not None and self.trainer.is_global_zero:
+            self._read_from = fingerprint_of(self.init_from)  # now: its folder may be another's when the run ends
         trainer, device = self.trainer, self.trainer.strategy.root_device
         self._frames_before, self._speed = self.frames_trained, Throughput()
         self._speed.processes, self._speed.peak = trainer.world_size, peak_flops(device, str(trainer.precision))
@@ -284,14 +289,18 @@ class Stage(pl.LightningModule):
     def lineage(self, parent: dict[str, Any] | None) -> dict[str, Any]:
         """The facts that travel with what the stage leaves."""
         before = {} if parent is None or self.random_init else parent
+        source = None if self.init_from is None else source_of(self.init_from)
         return {
             "stage": self.name,
             "parent": None
             if self.init_from is None
             else {
-                "folder": Path(self.init_from).parent.name,
+                "folder": called(self.init_from),
+                **({"repository": source[0], "revision": source[1]} if source else {}),
                 "stage": (parent or {}).get("stage"),
                 "random_init": self.random_init,
+                **(self._read_from or fingerprint_of(self.init_from)),
+                **({"parent": parent["parent"]} if parent and parent.get("parent") else {}),
             },
             "train_frames": int(before.get("train_frames") or 0) + self.frames_trained,
             "train_seconds": round(float(before.get("train_seconds") or 0.0) + self.seconds_trained, 1),
@@ -306,12 +315,13 @@ class Stage(pl.LightningModule):
     def export(self, folder: str | Path) -> None:
         """Writes what the stage leaves into `folder` (a run's folder): `agent/` or `reward_model/`."""
 
-    def dry_run_summary(self) -> dict[str, Any]:
-        """What `--dry_run` shows of the network; memory it finds out by itself."""
-        return {
-            "parameters": sum(p.numel() for p in self.model.parameters()),
-            "trainable parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
-        }
+
+def fingerprint_of(folder: str) -> dict[str, Any]:
+    """A model's `fingerprint`, for the lineage of what starts from it; empty where it cannot be taken any more."""
+    try:
+        return {"fingerprint": fingerprint(folder)}
+    except (OSError, ValueError):
+        return {}
 
 
 def channels_last(network: AnyNetwork) -> AnyNetwork:
