@@ -11,6 +11,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "load": "lit_align.loading",
     "Agent": "lit_align.models.agent",
     "RewardModel": "lit_align.models.reward",
     "ActionCodec": "lit_align.spaces",

@@ -1,11 +1,11 @@
-"""`lit-align export`: what a run would leave if it ended at a checkpoint, without training."""
+"""`lit-align export`: what a run would leave if it ended at a checkpoint, without training; an agent as ONNX."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lit_align.errors import UserError
 
@@ -22,24 +22,80 @@ ALONE = {
 """The run's Trainer, as one process on the CPU."""
 
 
-def run(checkpoint: str, out: str) -> None:
-    """Writes the agent or the reward model of a checkpoint as a folder, as the run itself does at its end.
+TOLERANCE = 1e-4
+"""How far log-probabilities of an ONNX file may be from torch's."""
 
-    Weights that were sharded over processes are put together. The settings are those of the run's `config.yaml`, so
-    the folders that it names have to be there. A reward model is normalised on its trajectories.
+
+def run(checkpoint: str, out: str, format: Literal["folder", "onnx"] = "folder", worlds: int | None = None) -> None:
+    """Writes the agent or the reward model of a checkpoint as a folder, or an agent as an ONNX file.
+
+    `folder`: as the run itself does at its end. Weights that were sharded over processes are put together. The settings
+    are those of the run's `config.yaml`, so the folders that it names have to be there. A reward model is normalised on
+    its trajectories.
+
+    `onnx`: an agent's step with its KV cache, in float32. It is played against torch before the command ends. Needs
+    `pip install 'lit-align[onnx]'`.
 
     Args:
         checkpoint: A run's folder, whose last checkpoint is meant, or a checkpoint in its `checkpoints/`: a file, or a
-            folder of shards.
-        out: Folder to write; it must not exist or be empty.
+            folder of shards. For `onnx`: an agent's folder, or its name on the Hugging Face Hub.
+        out: Folder to write, which must not exist or be empty; for `onnx` a file, which is replaced.
+        format: `folder` or `onnx`.
+        worlds: How many worlds a step of the ONNX file is of, where it is always the same; None leaves it open.
     """
+    if format == "onnx":
+        _write_onnx(checkpoint, Path(out), worlds)
+    elif worlds is not None:
+        raise UserError(f"--worlds {worlds} is for --format onnx; leave it out")
+    else:
+        _write_folder(checkpoint, Path(out))
+
+
+def _write_onnx(agent: str, target: Path, worlds: int | None) -> None:
+    """Exports an agent and plays the file against it."""
+    from lit_align.models.folder import read_config
+    from lit_align.models.onnx_export import export_onnx, need_onnx
+
+    if target.suffix != ".onnx" or target.is_dir():
+        raise UserError(f"--out is {target}; expected a file that ends in .onnx")
+    need_onnx()
+    from lit_align.hub import fetch
+    from lit_align.models.agent import Agent
+    from lit_align.models.onnx_check import largest_difference
+
+    folder = fetch(agent)
+    if (folder / "checkpoints").is_dir():
+        raise UserError(
+            f"'{agent}' is a run; expected an agent's folder: {folder / 'agent'}, or what 'lit-align export {agent} "
+            "--out FOLDER' makes of its last checkpoint"
+        )
+    read_config(folder, Agent.kind)
+    player = Agent.load(folder).eval().requires_grad_(False)
+    file = export_onnx(player, target, worlds)
+    steps = player.config.context + 8
+    apart = largest_difference(player, file, steps)
+    parts = [part for part in (file, file.with_name(f"{file.name}.data")) if part.exists()]
+    if not apart <= TOLERANCE:  # so written, NaN is refused too
+        for part in parts:
+            part.unlink()
+        raise UserError(
+            f"the ONNX file was {apart:.1e} away from torch in log-probability, expected at most {TOLERANCE:.0e}; it "
+            "was removed: try other versions of torch and onnxruntime"
+        )
+    size = sum(part.stat().st_size for part in parts)
+    print(  # noqa: T201  what was asked
+        f"{file}: {size / 1e6:.1f} MB; over {steps} steps its log-probabilities are at most {apart:.1e} from torch's"
+    )
+
+
+def _write_folder(checkpoint: str, target: Path) -> None:
+    """Exports what a checkpoint holds."""
     from lit_align.commands.run_folder import RunFolder
     from lit_align.commands.stage import CLASSES, StageCLI
 
     folder, resume = _find(Path(checkpoint))
-    target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"--out {out} is there already; expected a folder that is empty or does not exist")
+        raise UserError(f"--out {target} is there already; expected a folder that is empty or does not exist")
     path = RunFolder(folder).checkpoint(resume)
     assert path is not None
     content = _read(path)
@@ -62,7 +118,7 @@ def run(checkpoint: str, out: str) -> None:
         if target.exists():
             target.rmdir()
         os.replace(Path(aside) / model.folder, target)
-    print(f"{out}: {model.folder} of {stage}, after {content['global_step']} optimizer steps")  # noqa: T201
+    print(f"{target}: {model.folder} of {stage}, after {content['global_step']} optimizer steps")  # noqa: T201
 
 
 def _find(path: Path) -> tuple[Path, str]:

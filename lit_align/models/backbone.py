@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lit_align.errors import UserError
 from lit_align.models.config import BackboneConfig
+from lit_align.models.room import check_room
 from lit_align.models.transformer import KVCache, Transformer
 from lit_align.models.vector import VectorEncoder
 from lit_align.models.vision import make_encoder
@@ -26,7 +27,7 @@ class Backbone(nn.Module):
             the rest again: less memory for about a third more time (Chen et al. 2016, arXiv 1604.06174).
 
     Raises:
-        ValueError: The config has fields that do not fit.
+        ValueError: The config has fields that do not fit, or the network would not fit in this machine's memory.
     """
 
     def __init__(self, config: BackboneConfig) -> None:
@@ -35,6 +36,7 @@ class Backbone(nn.Module):
         # Its own: an encoder may fill in what it fetched, and the caller's must not change.
         self.config = config = replace(config)
         self.checkpointing = False
+        check_room(lambda: _sized(config), f"a backbone of width {config.width} and {config.layers} layers")
         self.vision = make_encoder(config) if config.image_size else None
         self.vector = VectorEncoder(config) if config.vector_size else None
         self.transformer = Transformer(config)
@@ -85,6 +87,16 @@ class Backbone(nn.Module):
         weight = self.transformer.norm.weight
         assert isinstance(weight, Tensor)
         return KVCache(self.config, worlds, weight.device, weight.dtype)
+
+
+def _sized(config: BackboneConfig) -> nn.Module:
+    """What takes the memory; a pretrained encoder, whose size is not the config's to say, is left out."""
+    parts: list[nn.Module] = [Transformer(config)]
+    if config.image_size and config.encoder != "pretrained":
+        parts.append(make_encoder(config))
+    if config.vector_size:
+        parts.append(VectorEncoder(config))
+    return nn.ModuleList(parts)
 
 
 def check_observations(config: BackboneConfig, frames: Tensor, vectors: Tensor | None) -> None:

@@ -5,15 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_align import hub
 from lit_align.errors import UserError
+from lit_align.models.acting import Precision, prepare
 from lit_align.models.agent import Agent
 from lit_align.models.backbone import Backbone
 from lit_align.models.config import BackboneConfig
-from lit_align.models.folder import load_folder, save_folder
+from lit_align.models.folder import load_folder, push_model, save_folder
+from lit_align.models.scoring import Scorer, running
 
 Readout = Literal["last", "sum"]
 
@@ -77,7 +82,10 @@ class RewardModel(nn.Module):
 
     def scores(self, frames: Tensor, vectors: Tensor | None = None) -> Tensor:
         """Raw scores of every frame `(B, T, K)`, float32; arguments as in `forward`."""
-        features = self.backbone(frames, vectors)
+        return self.scores_of(self.backbone(frames, vectors))
+
+    def scores_of(self, features: Tensor) -> Tensor:
+        """Raw scores `(..., K)`, float32, from the backbone's features `(..., width)`."""
         # In float32 in every precision: scores that differ little must not be rounded to the same number.
         with torch.autocast(features.device.type, enabled=False):
             return F.linear(features.float(), self.head.weight.float(), self.head.bias.float())
@@ -108,8 +116,45 @@ class RewardModel(nn.Module):
         """Raw rewards to mean 0 and standard deviation 1 on the starting agent's rollouts."""
         return (rewards - self.mean) / self.std
 
+    def score(self, episode: Any) -> float:
+        """The normalised reward of an episode: 0 is the mean and 1 the standard deviation over the base agent's own.
+
+        Args:
+            episode: A `Trajectory`, or its frames; see `running`.
+
+        Raises:
+            ValueError: It is not what the reward model sees.
+        """
+        return float(running(self, episode)[-1])
+
+    def running(self, episode: Any) -> NDArray[np.float32]:
+        """The normalised reward that an episode would have if it ended at each of its frames `(T,)`, float32.
+
+        Args:
+            episode: A `Trajectory`, or its frames `(T, H, W, 3)`, uint8, square, NumPy or torch: of another size, they
+                are resized by area. With vectors, a dict `{"pixels": ..., "vector": ...}` of `(T, V)`.
+
+        Raises:
+            ValueError: It is not what the reward model sees.
+        """
+        return running(self, episode)
+
+    def scorer(self) -> Scorer:
+        """The same frame by frame, while an episode is played, in one world or in many."""
+        return Scorer(self)
+
+    def prepare(self, precision: Precision = "fp32", compile: bool = False) -> RewardModel:
+        """A copy for scoring only: in fewer bits, compiled. See `lit_align.models.acting.make_ready`."""
+        return prepare(self, precision, compile)
+
     def save(self, folder: str | Path) -> None:
-        """Writes `config.json` and `model.safetensors`; the folder appears whole or not at all."""
+        """Writes `config.json` and `model.safetensors`; the folder appears whole or not at all.
+
+        Raises:
+            ValueError: The reward model was prepared in 8 bits, which cannot be trained on or loaded again.
+        """
+        if any(tensor.dtype == torch.int8 for tensor in self.buffers()):
+            raise UserError("a reward model in int8 is for scoring only; save the one that it was prepared from")
         content = {
             "kind": self.kind,
             "backbone": self.config.to_dict(),
@@ -125,6 +170,63 @@ class RewardModel(nn.Module):
         model = load_folder(folder, cls.kind, cls._build, random_init)
         assert isinstance(model, cls)
         return model.to(device)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str, revision: str | None = None, token: str | None = None, device: str | torch.device = "cpu"
+    ) -> RewardModel:
+        """Reads a reward model from the Hugging Face Hub.
+
+        Args:
+            name: `user/name`, `user/name@revision`, or a folder.
+            revision: A branch, a tag or a commit; the main branch by default.
+            token: By default the one that `hf auth login` or HF_TOKEN left.
+            device: Where the weights go.
+
+        Raises:
+            ValueError: See `load` and `lit_align.hub.fetch`.
+        """
+        return cls.load(hub.fetch(name, "model", revision, token), device)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        private: bool = False,
+        revision: str | None = None,
+        message: str | None = None,
+        token: str | None = None,
+        licence: str = "apache-2.0",
+        card: str | None = None,
+    ) -> str:
+        """Uploads the reward model to the Hugging Face Hub, in one commit, with a card.
+
+        `lit-align push` of the run's folder makes a fuller card.
+
+        Args:
+            repo_id: `user/name`; made if it is not there.
+            private: Make a new repository private.
+            revision: Branch, made if it is not there; the main one by default.
+            message: Of the commit.
+            token: By default the one that `hf auth login` or HF_TOKEN left.
+            licence: For the card.
+            card: Markdown file to upload as the card in place of the one that is made.
+
+        Returns:
+            The commit, to be given as a revision.
+
+        Raises:
+            ValueError: The token may not write there, something looks like a secret, or the connection broke.
+        """
+        return push_model(
+            self,
+            repo_id,
+            private=private,
+            revision=revision,
+            message=message,
+            token=token,
+            licence=licence,
+            card=card,
+        )
 
     @classmethod
     def _build(cls, content: dict[str, Any]) -> RewardModel:

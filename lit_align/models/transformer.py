@@ -34,6 +34,12 @@ class KVCache:
         self.rows = torch.arange(worlds, device=device)
         self.ring = torch.arange(config.context, device=device)
 
+    def to(self, device: torch.device) -> None:
+        """Moves it to another device, if it is not there."""
+        if self.pairs.device != device:
+            for name in ("pairs", "steps", "rows", "ring"):
+                setattr(self, name, getattr(self, name).to(device))
+
     def reset(self, worlds: Tensor | list[int] | None = None) -> None:
         """Forgets the past of some worlds (all by default).
 

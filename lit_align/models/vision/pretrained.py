@@ -107,7 +107,7 @@ def need_transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise UserError("encoder 'pretrained' needs Transformers: pip install lit-align[vision]") from error
+        raise UserError("encoder 'pretrained' needs Transformers: pip install 'lit-align[vision]'") from error
     return transformers
 
 
