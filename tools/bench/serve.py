@@ -1,0 +1,117 @@
+"""Serving the `tiny` agent to 1, 8 and 32 clients over a WebSocket on loopback, beside the bare batched step.
+
+The server is `lit-align serve` in a process of its own, the clients are in another, each sends its next raw 64x64 frame
+when it has its action. `bare_step` is `Agent.choose` in a loop over as many worlds as there are clients, on ready-made
+frames, with as many torch threads. The two take turns, each for as long; the aim is 0.7 of the bare step at 32 clients.
+Frame to action (p50, p95, p99, in milliseconds) is the clients' time, from before a frame is sent to its answer. Server
+and clients share the machine: on two cores the clients' work is the server's loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lit_align.models.agent import Agent
+from lit_align.spaces import ActionCodec, gamepad_space
+from tools.bench._bench import Bench, Result
+from tools.bench._machine import ROOT
+from tools.bench._peer import Peer
+from tools.bench._race import Timing, from_values, interleave
+from tools.bench._sizes import load_size
+
+BENCH = Bench("serve", "frames/s", __doc__)
+CLIENTS, SECONDS, AIM = (1, 8, 32), 60.0, {32: 0.7}
+
+
+@contextmanager
+def server(folder: Path, threads: int) -> Iterator[int]:
+    """`lit-align serve` in a process of its own; gives its port."""
+    words = ["serve", str(folder), "--port", "0", "--threads", str(threads)]
+    command = [sys.executable, "-m", "lit_align", *words]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            found = re.search(r"ws://127\.0\.0\.1:(\d+)", process.stdout.readline())
+            if found is None:
+                raise RuntimeError("the server did not start")
+            yield int(found[1])
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.communicate()
+
+
+@torch.inference_mode()
+def bare(agent: Agent, worlds: int, seconds: float) -> Timing:
+    """The batched step in a loop: how many frames in how many seconds."""
+    size = agent.config.image_size
+    cache = agent.new_cache(worlds)
+    frames = torch.randint(256, (worlds, size, size, 3), dtype=torch.uint8)
+    uniform = torch.rand(worlds, len(agent.codec.heads))
+    begun, cpu, steps = time.perf_counter(), time.process_time(), 0
+    while time.perf_counter() < begun + seconds:
+        agent.choose(frames, cache, None, uniform)
+        steps += 1
+    return {"wall": time.perf_counter() - begun, "cpu": time.process_time() - cpu, "frames": worlds * steps}
+
+
+def measure(options: argparse.Namespace) -> Result:
+    """Lets the server and the bare step take turns, for each number of clients."""
+    # A whole measurement is SECONDS of each; its turns are parts of it.
+    seconds = 1.0 if options.quick else SECONDS / options.repeats
+    agent = Agent(load_size("tiny"), ActionCodec(gamepad_space())).eval()
+    size = agent.config.image_size
+    result = Result({}, headline=f"{CLIENTS[-1]} clients")
+    with tempfile.TemporaryDirectory() as folder:
+        agent.save(Path(folder) / "agent")
+        with server(Path(folder) / "agent", options.threads) as port:
+            for clients in CLIENTS:
+                told: list[dict[str, Any]] = []
+                shape = {"clients": clients, "size": size, "seconds": seconds}
+                with Peer("games", sys.executable, port=port, threads=1, seed=options.seed, **shape) as games:
+
+                    def serve(games: Peer = games, told: list[dict[str, Any]] = told) -> Timing:
+                        told.append(dict(games()))
+                        return told[-1]
+
+                    def step(clients: int = clients) -> Timing:
+                        return bare(agent, clients, seconds)
+
+                    turns = interleave({"ours": serve, "bare_step": step}, options.repeats)
+                rates = {who: [turn["frames"] / turn["wall"] for turn in each] for who, each in turns.items()}
+                aim = {"bare_step": AIM[clients]} if clients in AIM else {}
+                facts = latency(told[1:])
+                facts["client_cpu_s"] = [round(turn["cpu"], 3) for turn in turns["ours"]]
+                result.cases[f"{clients} clients"] = from_values(
+                    rates.pop("ours"), rates, aim=aim, facts={**facts, "seconds": seconds}
+                )
+    return result
+
+
+def latency(turns: list[dict[str, Any]]) -> dict[str, Any]:
+    """Milliseconds from frame to action over all turns, and how evenly the clients were served."""
+    taken = 1000 * np.concatenate([turn["taken"] for turn in turns])
+    p50, p95, p99 = (round(float(np.percentile(taken, q)), 3) for q in (50, 95, 99))
+    even = min(turn["steps"][0] / turn["steps"][-1] for turn in turns)
+    return {"p50": p50, "p95": p95, "p99": p99, "frames": len(taken), "fewest_over_most": round(even, 3)}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the benchmark and returns its exit code."""
+    return BENCH.main(measure, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
