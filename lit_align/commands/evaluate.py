@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from lit_align.errors import UserError
+from lit_align.hub import is_id
 
 
 def run(
@@ -32,6 +33,7 @@ def run(
     env_args: dict[str, Any] | None = None,
     threads: int | None = None,
     target: str | None = None,
+    paired: bool = False,
     paired_videos: int = 0,
     isolate: bool = False,
     step_timeout: float | None = None,
@@ -39,7 +41,7 @@ def run(
     """Plays episodes with agents and counts how they end, with Wilson 95 % intervals.
 
     Args:
-        agents: Folders of agents.
+        agents: Folders of agents, or their names on the Hub: `user/name`, `user/name@revision`.
         env: Gymnasium id of the world.
         episodes: Episodes an agent plays.
         seed: The run's seed; evaluation seeds are never those of training.
@@ -58,6 +60,8 @@ def run(
             size by default.
         threads: Torch threads; None leaves torch's own number.
         target: The pad that is wanted: recovery after a miss is counted for it too; `left`, `middle` or `right`.
+        paired: Compare each agent with the first on the same episodes: the difference of each outcome's rate with
+            Newcombe's 95 % interval for paired proportions, and McNemar's exact p-value; needs two agents or more.
         paired_videos: Videos of the first agent beside each of the others, of the first episodes in which one of the
             two missed its pad; needs `out` and two agents or more.
         isolate: Each world in a process of its own, for worlds that crash or hang.
@@ -66,10 +70,13 @@ def run(
             limit.
     """
     titles = _names(agents, names)
+    if paired and len(agents) < 2:
+        raise UserError("paired compares agents with the first one, and there is one only; give two or more")
     _check_pads(env, target, paired_videos, len(agents), out)
     import torch
 
     from lit_align.evaluation import results
+    from lit_align.evaluation.difference import compare
     from lit_align.evaluation.match import Match, play
     from lit_align.models.agent import Agent
 
@@ -78,6 +85,7 @@ def run(
     # All are read before any plays: a wrong third folder must not cost the time of two.
     players = [Agent.load(folder).prepare(precision, compile) for folder in agents]
     played: dict[str, Any] = {}
+    against: dict[str, Any] = {}
     seats = _Seats(paired_videos)
     with _progress() as bar:
         for title, agent in zip(titles, players, strict=True):
@@ -88,34 +96,44 @@ def run(
             task = bar.add_task(title, total=episodes)
             watched = seats.watch(title, agent, lambda task=task: bar.advance(task))
             played[title] = play(agent, match, title, folder, watched)
+            if paired and title != titles[0]:
+                against[title] = {titles[0]: compare(seats.ended[titles[0]], seats.ended[title])}
             if folder is not None:
-                results.write(results.build(env, {title: played[title]}), folder / "results.json")
+                own = {title: against[title]} if title in against else None
+                results.write(results.build(env, {title: played[title]}, paired=own), folder / "results.json")
     if json is not None:
-        results.write(results.build(env, played), json)
+        results.write(results.build(env, played, paired=against), json)
     seats.film(match, out)
     _show(played, target)
+    if against:
+        outcomes = dict.fromkeys(name for entry in played.values() for name in entry["rates"])
+        _show_differences(against, titles[0], list(outcomes))
     if out is not None and len(played) == 1:
         _headline(Path(out), *next(iter(played.items())))
 
 
 class _Seats:
-    """Keeps what paired videos need of every agent's episodes: nothing when none are asked for."""
+    """Keeps how every agent's episodes ended, and what paired videos need of them, where they are asked for."""
 
     def __init__(self, count: int) -> None:
         self.count = count
         self.seats: list[Any] = []
+        self.ended: dict[str, dict[int, str]] = {}
 
     def watch(self, title: str, agent: Any, advance: Callable[[], None]) -> Callable[[Any], None]:
         """Returns what is called after each of the agent's episodes."""
-        if not self.count:
-            return lambda _: advance()
-        from lit_align.evaluation.paired import Seat, without_frames
+        ended = self.ended.setdefault(title, {})
+        seat: Any = None
+        if self.count:
+            from lit_align.evaluation.paired import Seat, without_frames
 
-        seat = Seat(title, {}, agent.codec)
-        self.seats.append(seat)
+            seat = Seat(title, {}, agent.codec)
+            self.seats.append(seat)
 
         def keep(trajectory: Any) -> None:
-            seat.played[trajectory.id] = without_frames(trajectory)
+            ended[trajectory.id] = trajectory.outcome
+            if seat is not None:
+                seat.played[trajectory.id] = without_frames(trajectory)
             advance()
 
         return keep
@@ -146,15 +164,18 @@ def _names(agents: list[str], names: list[str] | None) -> list[str]:
         raise UserError("no agent was given; expected one or more folders: lit-align evaluate FOLDER [FOLDER ...]")
     if names is not None and len(names) != len(agents):
         raise UserError(f"found {len(names)} names for {len(agents)} agents; expected one each")
-    titles = names or [_stage_of(Path(folder)) for folder in agents]
+    titles = names or [_title(agent) for agent in agents]
     twice = sorted({title for title in titles if titles.count(title) > 1})
     if twice:
         raise UserError(f"several agents are called {', '.join(twice)}; tell them apart with --names '[first, second]'")
     return titles
 
 
-def _stage_of(folder: Path) -> str:
-    path = folder.resolve()
+def _title(agent: str) -> str:
+    """The stage that made an agent's folder; of one on the Hub its name, with the revision if one is named."""
+    if is_id(agent):
+        return agent.partition("/")[2].replace("/", "-")
+    path = Path(agent).resolve()
     return path.parent.name if path.name == "agent" else path.name
 
 
@@ -191,6 +212,27 @@ def _show(played: dict[str, Any], target: str | None) -> None:
         row = [cells.get(name, "-") for name in outcomes]
         back = [f"{found['recovered']} of {found['missed']}"] if (found := misses[title]) else []
         table.add_row(title, *row, str(entry["episodes"]), f"{entry['mean_steps']:.0f}", *back)
+    _print(table)
+
+
+def _show_differences(against: dict[str, Any], first: str, outcomes: list[str]) -> None:
+    from lit_align.evaluation.difference import Difference
+
+    table = Table(title=f"against {first}, episode by episode", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("agent", no_wrap=True)
+    table.add_column("outcome", no_wrap=True)
+    for name in ("points (Newcombe 95 %)", "McNemar p", "gained", "lost"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for agent, entry in against.items():
+        rows = entry[first]["outcomes"]
+        for name in (outcome for outcome in outcomes if outcome in rows):
+            row = rows[name]
+            found = Difference(*(row[key] for key in Difference._fields))
+            table.add_row(agent, name, found.points(), found.luck(), str(row["gained"]), str(row["lost"]))
+    _print(table)
+
+
+def _print(table: Table) -> None:
     console = Console()
     # A log file is no terminal of 80 columns.
     (console if console.is_terminal else Console(width=120)).print(table)

@@ -72,18 +72,35 @@ class RewardAccuracy(TypedDict):
     best_accuracy: NotRequired[float]
 
 
+class Paired(TypedDict):
+    """An agent against another one on the same episodes, as `difference.compare` tells it."""
+
+    episodes: int
+    outcomes: dict[str, dict[str, float]]
+
+
 class Results(TypedDict):
-    """The whole file. `reward_models` is target -> start (`agent`, `random`) -> number of comparisons -> accuracy."""
+    """The whole file.
+
+    `reward_models` is target -> start (`agent`, `random`) -> number of comparisons -> accuracy; `paired` is agent ->
+    the one that it was compared with -> by how much it differs.
+    """
 
     schema: int
     environment: str
     agents: dict[str, AgentResult]
     reward_models: dict[str, dict[str, dict[str, RewardAccuracy]]]
     ablations: NotRequired[dict[str, Any]]
+    paired: NotRequired[dict[str, dict[str, Paired]]]
 
 
 class ResultsError(UserError):
     """A results file that cannot be what it says it is."""
+
+
+def _rate(count: int, total: int) -> Rate:
+    value, low, high = wilson(count, total)
+    return {"value": value, "low": low, "high": high}
 
 
 def agent_result(
@@ -110,7 +127,7 @@ def agent_result(
         extra: The optional fields of `AgentResult`.
     """
     total = sum(outcomes.values())
-    rates = {name: Rate(**wilson(n, total)._asdict()) for name, n in outcomes.items()}
+    rates = {name: _rate(n, total) for name, n in outcomes.items()}
     result = {
         "episodes": total,
         "seed": seed,
@@ -130,6 +147,7 @@ def build(
     agents: Mapping[str, AgentResult] | None = None,
     reward_models: Mapping[str, Any] | None = None,
     ablations: Mapping[str, Any] | None = None,
+    paired: Mapping[str, Any] | None = None,
 ) -> Results:
     """Return a checked results mapping."""
     results: dict[str, Any] = {
@@ -140,6 +158,8 @@ def build(
     }
     if ablations:
         results["ablations"] = dict(ablations)
+    if paired:
+        results["paired"] = dict(paired)
     return validate(results, "results")
 
 
@@ -160,6 +180,8 @@ def merge(parts: Iterable[Results]) -> Results:
         _merge_into(merged["reward_models"], part.get("reward_models", {}), "reward_models", depth=3)
         if part.get("ablations"):
             _merge_into(merged.setdefault("ablations", {}), part["ablations"], "ablations", depth=1)
+        if part.get("paired"):
+            _merge_into(merged.setdefault("paired", {}), part["paired"], "paired", depth=2)
     if merged is None:
         raise ResultsError("found no results to merge; expected at least one")
     return validate(merged, "merged results")
@@ -208,7 +230,7 @@ def validate(found: Any, where: str = "results") -> Results:
         wrong.append(f"agents is {type(agents).__name__}, expected a mapping of names")
     else:
         wrong += [message for name, entry in agents.items() for message in _agent_faults(name, entry)]
-    wrong += _reward_faults(found.get("reward_models", {}))
+    wrong += _reward_faults(found.get("reward_models", {})) + _paired_faults(found.get("paired", {}))
     if wrong:
         raise ResultsError(f"{where}: " + "; ".join(wrong))
     return found  # type: ignore[return-value]
@@ -255,4 +277,19 @@ def _reward_faults(models: Any) -> list[str]:
                     for name, share in shares.items()
                     if not isinstance(share, int | float) or not 0 <= share <= 1
                 ]
+    return faults
+
+
+def _paired_faults(paired: Any) -> list[str]:
+    if not isinstance(paired, Mapping) or not all(isinstance(others, Mapping) for others in paired.values()):
+        return ["paired is no mapping of names to mappings of names"]
+    faults: list[str] = []
+    for name, others in paired.items():
+        for other, entry in others.items():
+            facts = entry if isinstance(entry, Mapping) else {}
+            for outcome, row in facts.get("outcomes", {"": {}}).items():
+                counts = [row.get(key) for key in ("both", "gained", "lost", "neither")]
+                if not all(isinstance(n, int) and n >= 0 for n in counts) or sum(counts) != facts.get("episodes"):
+                    total = facts.get("episodes")
+                    faults.append(f"paired.{name}.{other}.{outcome} counts {counts}, expected {total!r} episodes")
     return faults

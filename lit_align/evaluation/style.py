@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-# The island's landmarks: a blue-topped tower on the left, pale columns in the middle, a red tower on the right.
-OUTCOME_COLOURS = {"left": "#3d8bfd", "middle": "#e3a72f", "right": "#e5484d", "none": "#8b95a5"}
-SPARE_COLOURS = ("#3d8bfd", "#e3a72f", "#e5484d", "#30a46c", "#8e4ec6", "#12a594", "#f76b15", "#8b95a5")
+from lit_align.evaluation.palette import DARK as DARK
+from lit_align.evaluation.palette import LIGHT as LIGHT
+from lit_align.evaluation.palette import OUTCOME_COLOURS as OUTCOME_COLOURS
+from lit_align.evaluation.palette import SPARE_COLOURS as SPARE_COLOURS
+from lit_align.evaluation.palette import THEMES as THEMES
+from lit_align.evaluation.palette import Theme as Theme
 
 AGENT_TITLES = {
     "pretrain": "Base",
@@ -38,27 +40,6 @@ STAGE_WORDS = {
 }
 ORDER = ("pretrain", "finetune", "scratch", "rest", "prefer", "align")
 
-
-@dataclass(frozen=True)
-class Theme:
-    """Colours of a light or a dark picture."""
-
-    name: str
-    page: str
-    panel: str
-    text: str
-    muted: str
-    grid: str
-
-    @property
-    def suffix(self) -> str:
-        """Return what comes after a picture's name: nothing for light, `-dark` for dark."""
-        return "" if self.name == "light" else f"-{self.name}"
-
-
-LIGHT = Theme("light", "#ffffff", "#f5f7fa", "#16202e", "#66738a", "#e2e7ee")
-DARK = Theme("dark", "#0d1420", "#141d2c", "#e9eef6", "#8d9ab0", "#243044")
-THEMES = (LIGHT, DARK)
 
 # Transparent ground, so that the island is seen where nobody walked.
 HEAT = LinearSegmentedColormap.from_list(

@@ -41,27 +41,59 @@ def write_mp4(path: str | os.PathLike[str], frames: Frames, fps: float, height: 
     """
     frames = _checked(frames)
     factor = factor_for(frames.shape[1], height)
-    size = (frames.shape[1] * factor, frames.shape[2] * factor)
-    pad = ((0, size[0] % 2), (0, size[1] % 2), (0, 0))
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".part")
-    with av.open(str(partial), "w", format="mp4", options={"movflags": "faststart"}) as container:
-        options = {"crf": str(crf), "preset": "medium"}
-        stream = container.add_stream("libx264", rate=_rate(fps), options=options)
-        stream.height, stream.width = size[0] + pad[0][1], size[1] + pad[1][1]
-        stream.pix_fmt = "yuv420p"
-        # Without these a player guesses the matrix and the colours shift. One thread: the same bytes every time.
-        stream.codec_context.color_range, stream.codec_context.colorspace = 1, 5
-        stream.codec_context.thread_count = 1
+    with Mp4(path, (frames.shape[1] * factor, frames.shape[2] * factor), fps, crf) as film:
         for picture in frames:
-            padded = np.pad(upscale(picture, factor), pad, mode="edge")
-            for packet in stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(padded), format="rgb24")):
-                container.mux(packet)
-        for packet in stream.encode(None):
-            container.mux(packet)
-    os.replace(partial, target)
-    return target
+            film.add(upscale(picture, factor))
+    return film.path
+
+
+class Mp4:
+    """An H.264 video that is written picture by picture; it appears whole, at the end, or not at all.
+
+    Args:
+        path: The file; its folder is made.
+        size: Height and width of the pictures; odd ones are padded by a repeated edge.
+        fps: Frames per second.
+        crf: H.264 quality, lower is better.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], size: tuple[int, int], fps: float, crf: int = 18) -> None:
+        self.path, self.size = Path(path), size
+        self._pad = ((0, size[0] % 2), (0, size[1] % 2), (0, 0))
+        rate = _rate(fps)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._partial = self.path.with_name(self.path.name + ".part")
+        self._file = av.open(str(self._partial), "w", format="mp4", options={"movflags": "faststart"})
+        self._stream = self._file.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": "medium"})
+        self._stream.height, self._stream.width = size[0] + size[0] % 2, size[1] + size[1] % 2
+        self._stream.pix_fmt = "yuv420p"
+        # Without these a player guesses the matrix and the colours shift. One thread: the same bytes every time.
+        self._stream.codec_context.color_range, self._stream.codec_context.colorspace = 1, 5
+        self._stream.codec_context.thread_count = 1
+
+    def add(self, picture: Frames) -> None:
+        """Append one picture (H, W, 3) uint8."""
+        if picture.shape != (*self.size, 3):
+            raise ValueError(f"found a picture of shape {picture.shape}; expected {(*self.size, 3)}, as of the others")
+        padded = np.ascontiguousarray(np.pad(picture, self._pad, mode="edge"))
+        self._file.mux(self._stream.encode(av.VideoFrame.from_ndarray(padded, format="rgb24")))
+
+    def close(self) -> None:
+        """Finish the file and give it its name."""
+        self._file.mux(self._stream.encode(None))
+        self._file.close()
+        os.replace(self._partial, self.path)
+
+    def discard(self) -> None:
+        """Throw away what was written."""
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
+
+    def __enter__(self) -> Mp4:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close() if kind is None else self.discard()
 
 
 def read_mp4(path: str | os.PathLike[str]) -> tuple[Frames, float]:
