@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from lit_align.commands.loggers import note_wandb
+from lit_align.commands import wandb_story
 from lit_align.commands.run_folder import close_log
 from lit_align.commands.signals import end_processes
 from lit_align.errors import Preempted, Terminated
+from lit_align.sharing.card import leave_card
+from lit_align.stages.base import Stage
 from lit_align.stages.metrics_csv import last_values
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ def fit(cli: StageCLI, train: Callable[[], Any]) -> None:
         cli.preemption.close()
         with suppress(OSError):  # of a disk that is full, which what came before says
             story.end(state, error if state == "failed" else None)
-        story.close()
+        story.close(state == "finished")
         if state != "finished":
             end_processes(cli.trainer)
 
@@ -90,7 +92,7 @@ class Story:
         folder.mend(cli.checkpoint)
         folder.write("config.yaml", cli.resolved())
         facts = {"parent": cli.config.init_from, "random_init": cli.config.random_init, "seed": cli.config.seed}
-        folder.begin(sys.argv[1:], stage=cli.verb, **facts, wandb=note_wandb(cli.trainer))
+        folder.begin(sys.argv[1:], stage=cli.verb, **facts, wandb=wandb_story.begin(cli))
 
     def leave(self) -> None:
         """What the next stage reads, and the headline."""
@@ -102,6 +104,9 @@ class Story:
         getattr(cli.model, "export", lambda _: None)(folder.path)
         metrics = cli.trainer.callback_metrics or last_values(folder.path)
         folder.write("headline.txt", headline(metrics, getattr(cli.model, "headline_metrics", ())) + "\n")
+        if isinstance(cli.model, Stage):
+            leave_card(folder.path)
+        wandb_story.leave(cli)
 
     def end(self, state: str, error: BaseException | None = None) -> None:
         """How the run ended, and how far it came."""
@@ -110,8 +115,9 @@ class Story:
             facts = {"seconds": seconds, "frames": frames, "steps": self.cli.trainer.global_step}
             self.folder.write_run(state=state, error=None if error is None else one_line(error), **facts)
 
-    def close(self) -> None:
-        """Ends the log."""
+    def close(self, success: bool) -> None:
+        """Ends what it logs to."""
+        wandb_story.close(self.cli, success)
         close_log(self._log)
 
 

@@ -59,6 +59,7 @@ class RolloutDataModule(pl.LightningDataModule):
         codec: The world's action space.
         image_size: Height and width of its frames in pixels; 0 without pixels.
         vector_size: Numbers in its vector observation; 0 without one.
+        fps: Steps that it makes in a second.
         burn_in: Frames before a fragment that its outputs depend on, a matter of the network; the stage sets it.
         least: Episodes of an iteration of `steps` at the least, a matter of the estimator; the stage sets it.
         unused: Env steps that this process played beyond the last iteration's episodes, to know that they are enough.
@@ -106,6 +107,7 @@ class RolloutDataModule(pl.LightningDataModule):
             self.codec = ActionCodec(world.action_space)
             seen = Observations.of(world)
             self.image_size, self.vector_size = seen.image_size, seen.vector_size
+            self.fps = float((world.metadata or {}).get("render_fps") or 10.0)
         finally:
             world.close()
 

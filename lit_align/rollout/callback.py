@@ -37,6 +37,20 @@ class Learner(Protocol):
         ...
 
 
+class Spectator(pl.Callback):
+    """A callback that is shown the episodes of a run; it may look at them and must not change them."""
+
+    def on_play(self, trainer: pl.Trainer, trajectories: list[Trajectory], kind: str) -> None:
+        """This process's episodes of an `iteration` or a `validation`; called by every process."""
+
+
+def show(trainer: pl.Trainer, trajectories: list[Trajectory], kind: str) -> None:
+    """Shows episodes to the Trainer's spectators."""
+    for each in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(each, Spectator):
+            each.on_play(trainer, trajectories, kind)
+
+
 class RolloutCallback(pl.Callback):
     """Fills the data module's buffer at the start of every epoch.
 
@@ -70,6 +84,7 @@ class RolloutCallback(pl.Callback):
         seconds = time.perf_counter() - start
         data.fill(trainer.current_epoch, learner.judge(trajectories))  # type: ignore[operator]
         learner.report(trajectories, seconds, failures)  # type: ignore[operator]
+        show(trainer, trajectories, "iteration")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Ends the worlds."""

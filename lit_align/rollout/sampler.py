@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lit_align.data.trajectory import Trajectory
+from lit_align.data.trajectory import ENDED, Trajectory
 from lit_align.envs import WorldFailed
 from lit_align.envs.guard import BACKOFF, Guard, Seen
 from lit_align.envs.gym import Observations
@@ -257,7 +257,7 @@ class Sampler:
             actions=np.stack(episode.actions),
             id=episode.id,
             seed=episode.seed,
-            outcome=str(info.get("outcome", "")),
+            outcome=str(info.get("outcome") or ENDED),
             reason=str(info.get("reason", "")),
             player=self.player,
             positions=np.stack(episode.positions),

@@ -32,7 +32,7 @@ from lit_align.rollout.rewards import Rewards
 from lit_align.rollout.steps import Rollout
 from lit_align.rollout.together import gathered, together
 from lit_align.stages.align_checks import check_networks, wrong_options
-from lit_align.stages.base import Stage, channels_last, need_folder, step_mask
+from lit_align.stages.base import Stage, channels_last, fingerprint_of, need_folder, step_mask
 from lit_align.stages.best import BestWeights
 from lit_align.stages.optim import OptimizerConfig
 from lit_align.stages.policy_loss import UpdateMeans, adapted, surrogate, value_error
@@ -343,7 +343,7 @@ class Align(Stage):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Plays the validation episodes and logs outcomes and reward."""
-        from lit_align.rollout.callback import RolloutCallback
+        from lit_align.rollout.callback import RolloutCallback, show
 
         callback = next(c for c in self.trainer.callbacks if isinstance(c, RolloutCallback))  # type: ignore[attr-defined]
         with together(self.trainer):
@@ -352,6 +352,7 @@ class Align(Stage):
         self.log_dict(rates, batch_size=len(played))
         reward = totals(self._frozen["judge"].rewards(played).rewards).mean()
         self.log("val/reward", reward, batch_size=len(played), sync_dist=True, prog_bar=True)
+        show(self.trainer, played, "validation")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """The same with the seeds of the final evaluation."""
@@ -387,12 +388,20 @@ class Align(Stage):
         self._best.gather()
         super().on_fit_end()
 
+    def _fingerprints(self) -> dict[str, str]:
+        """Those of the reward models, by name, for the lineage."""
+        rewards = self._frozen["judge"].rewards
+        named = zip(rewards.names, self.sources, strict=True)
+        found = {name: fingerprint_of(source) for name, source in named if name in rewards.models}
+        return {name: print_["fingerprint"] for name, print_ in found.items() if print_}
+
     def export(self, folder: str | Path) -> None:
         """Writes `agent/`: the last one, or the best one where that is asked for or the KL budget was spent."""
         facts: dict[str, Any] = {
             "env_steps": self.env_steps,
             "env": self.data().env,
             "reward_model": ", ".join(self._frozen["judge"].rewards.names),
+            "reward_fingerprints": self._fingerprints(),
             "estimator": self.estimator,
             "temperature": self.temperature,
         }
@@ -402,4 +411,5 @@ class Align(Stage):
         self.leave(folder, facts)
         from lit_align.evaluation import over_optimisation  # draws; training need not wait for it
 
-        over_optimisation.leave(folder, over_optimisation.wanted(self._frozen["judge"].rewards))
+        rewards = self._frozen["judge"].rewards
+        over_optimisation.leave(folder, over_optimisation.wanted(rewards), over_optimisation.is_own(rewards))
