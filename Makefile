@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SECONDS ?= 300
 BENCHES = $(filter-out __init__ __main__,$(basename $(notdir $(wildcard tools/bench/[a-z]*.py))))
 
-.PHONY: help setup quickstart smoke test test-fast test-faults test-slurm lint bench docs clean
+.PHONY: help setup quickstart smoke test test-fast test-faults test-slurm test-wheel fuzz lint bench docs clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +36,12 @@ test-faults: $(STAMP)  ## every stage on every strategy, and what kills and hurt
 
 test-slurm: $(STAMP)  ## jobs on a real Slurm of one node, requeued and exactly resumed
 	$(BIN)/python -m pytest tests/slurm -m slurm -rs
+
+test-wheel: $(STAMP)  ## wheel and sdist, installed into an empty environment; minutes
+	LIT_ALIGN_TEST_WHEEL=1 $(BIN)/python -m pytest tests/packaging
+
+fuzz: $(STAMP)  ## five fuzzers over what comes from outside, SECONDS (300) each
+	$(BIN)/python -m tools.fuzz --target all --seconds $(SECONDS)
 
 lint: $(STAMP)  ## style, types, and who may import whom
 	$(BIN)/ruff check .

@@ -1,11 +1,18 @@
-"""Writing a file whole or not at all."""
+"""Writing a file whole or not at all, and reading one that may not be there, or was written by anybody."""
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+from lit_align.errors import UserError
+
+MAX_YAML, MAX_VALUES, MAX_DEPTH = 4 * 2**20, 200_000, 50
+"""Bytes of a configuration, values in it where aliases are written out, and lists or objects inside each other."""
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
@@ -23,3 +30,65 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
         with suppress(FileNotFoundError):
             os.unlink(aside)
         raise
+
+
+def mapping_of(path: str | Path) -> dict[str, Any]:
+    """A JSON file that holds an object; an empty one where it cannot be read or holds something else."""
+    try:
+        content = json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def read_yaml(path: str | Path) -> Any:
+    """The content of a YAML file, small enough that others may read it too: aliases may stand for billions of values.
+
+    Raises:
+        UserError: It is not valid YAML, not UTF-8, or stands for too much.
+    """
+    import yaml
+
+    try:
+        size = os.path.getsize(path)
+        if size > MAX_YAML:
+            raise UserError(f"{path} has {size} bytes; expected {MAX_YAML} at most")
+        text = Path(path).read_bytes().decode()
+        content = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # libyaml's own is ten times as fast
+        _weigh(content, {}, 0)
+    except UserError:
+        raise
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not valid YAML: it is not text in UTF-8 ({error})") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is nested too deeply; expected {MAX_DEPTH} levels at most") from error
+    # A date that is none, and a whole number of thousands of digits, are ValueErrors; a key that is a list a TypeError.
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except _TooMuch as error:
+        raise UserError(f"{path} {error}") from error
+    return content
+
+
+class _TooMuch(Exception):
+    """What a file stands for is more than a configuration is."""
+
+
+def _weigh(content: Any, known: dict[int, int | None], depth: int) -> int:
+    """How many values there are where every alias is written out; each list and object is looked at once."""
+    if not isinstance(content, (dict, list, tuple, set)):
+        return 1
+    key = id(content)
+    if key in known:
+        weight = known[key]
+        if weight is None:
+            raise _TooMuch("holds an alias of what it stands in; expected no circles")
+        return weight
+    if depth > MAX_DEPTH:
+        raise _TooMuch(f"is nested too deeply; expected {MAX_DEPTH} levels at most")
+    known[key] = None
+    below = content.values() if isinstance(content, dict) else content
+    weight = known[key] = 1 + sum(_weigh(each, known, depth + 1) for each in below)
+    if weight > MAX_VALUES:
+        raise _TooMuch(f"stands for more than {MAX_VALUES} values, aliases written out; expected fewer")
+    return weight

@@ -22,6 +22,8 @@ from lit_align.errors import UserError
 STICK_EDGES = (-1.05, -0.95, -0.75, -0.5, -0.25, -0.05, 0.05, 0.25, 0.5, 0.75, 0.95, 1.05)
 STICK_CENTRES = (-1.0, -0.85, -0.625, -0.375, -0.15, 0.0, 0.15, 0.375, 0.625, 0.85, 1.0)
 AXIS_BINS = 11
+MAX_HEADS = 4096
+"""More dimensions than any world has: a description that asks for more is wrong, and is not let fill the memory."""
 
 Classes = NDArray[np.uint8]
 
@@ -116,7 +118,7 @@ class ActionCodec:
             ValueError: A value is not finite or lies outside the space; the message names the dimension.
         """
         values: list[float] = []
-        _flatten(self.space, action, values)
+        _flatten(self.space, action, "", values)
         if len(values) != len(self.heads):
             raise UserError(
                 f"the action has {len(values)} values, the action space {len(self.heads)} dimensions: "
@@ -130,9 +132,9 @@ class ActionCodec:
         """Classes `(heads,)` as an action of the space.
 
         Raises:
-            ValueError: The number of classes is wrong or one is out of its head's range.
+            ValueError: The number of classes is wrong, or one is out of its head's range or no whole number.
         """
-        picked = [int(c) for c in classes]
+        picked = _numbers(classes, "the classes of the action heads")
         if len(picked) != len(self.heads):
             raise UserError(f"got {len(picked)} classes for {len(self.heads)} action heads")
         values = [_to_value(head, cls) for head, cls in zip(self.heads, picked, strict=True)]
@@ -140,9 +142,9 @@ class ActionCodec:
 
     def check(self, classes: NDArray[Any]) -> None:
         """Raises ValueError unless every class in `classes` `(..., heads)` fits its head."""
-        if classes.shape[-1] != len(self.heads):
+        if classes.shape[-1:] != (len(self.heads),):
             raise UserError(
-                f"actions have {classes.shape[-1]} columns, expected one for each of the {len(self.heads)} heads"
+                f"actions are of shape {classes.shape}, expected a column for each of the {len(self.heads)} heads"
             )
         flat = classes.reshape(-1, len(self.heads))
         bad = (flat < 0) | (flat >= np.array(self.sizes))
@@ -164,7 +166,10 @@ class ActionCodec:
         Raises:
             ValueError: The description is of an unknown kind or lacks a field.
         """
-        return cls(_space_from_dict(data))
+        try:
+            return cls(_space_from_dict(data))
+        except RecursionError as error:
+            raise UserError("the description of the action space is nested too deeply to be one") from error
 
 
 def describe(heads: tuple[Head, ...]) -> str:
@@ -194,21 +199,30 @@ def _collect(space: spaces.Space[Any], path: str, heads: list[Head]) -> None:
             _collect(sub, _join(path, i), heads)
     elif isinstance(space, spaces.Discrete):
         heads.append(_choice(path, int(space.n), int(space.start)))
+        _check_count(len(heads))
     elif isinstance(space, spaces.MultiDiscrete):
+        _check_count(len(heads) + space.nvec.size)
         starts = np.broadcast_to(space.start, space.nvec.shape).ravel()
         heads.extend(
             _choice(_join(path, i), int(n), int(s))
             for i, (n, s) in enumerate(zip(space.nvec.ravel(), starts, strict=True))
         )
     elif isinstance(space, spaces.MultiBinary):
-        heads.extend(Head(_join(path, i), 2, "button") for i in range(int(np.prod(space.shape))))
+        _check_count(len(heads) + math.prod(space.shape))
+        heads.extend(Head(_join(path, i), 2, "button") for i in range(math.prod(space.shape)))
     elif isinstance(space, spaces.Box):
+        _check_count(len(heads) + space.low.size)
         heads.extend(_axes(space, path))
     else:
         raise UserError(
             f"action space part '{path or 'action'}' is {space}; "
             "expected Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple"
         )
+
+
+def _check_count(heads: int) -> None:
+    if heads > MAX_HEADS:
+        raise UserError(f"the action space has {heads} dimensions or more; at most {MAX_HEADS} are supported")
 
 
 def _choice(path: str, classes: int, offset: int) -> Head:
@@ -238,18 +252,44 @@ def _axes(space: spaces.Box, path: str) -> list[Head]:
     return heads
 
 
-def _flatten(space: spaces.Space[Any], action: Any, out: list[float]) -> None:
+def _flatten(space: spaces.Space[Any], action: Any, path: str, out: list[float]) -> None:
+    """Appends the numbers of an action, in the order of the heads; raises a UserError that names a part of no sense."""
+    name = f"the part '{path}' of the action" if path else "the action"
     if isinstance(space, spaces.Dict):
         if not isinstance(action, dict) or set(action) != set(space.spaces):
-            found = sorted(action) if isinstance(action, dict) else type(action).__name__
-            raise UserError(f"the action must be a dict with the keys {sorted(space.spaces)}, found {found}")
+            found = sorted(map(str, action)) if isinstance(action, dict) else type(action).__name__
+            raise UserError(f"{name} must be a dict with the keys {sorted(space.spaces)}, found {found}")
         for key, sub in space.spaces.items():
-            _flatten(sub, action[key], out)
+            _flatten(sub, action[key], _join(path, key), out)
     elif isinstance(space, spaces.Tuple):
-        for sub, part in zip(space.spaces, action, strict=True):
-            _flatten(sub, part, out)
+        if not isinstance(action, (tuple, list)) or len(action) != len(space.spaces):
+            found = f"{type(action).__name__}{f' of {len(action)}' if isinstance(action, (tuple, list)) else ''}"
+            raise UserError(f"{name} must be a tuple of {len(space.spaces)}, found {found}")
+        for i, (sub, part) in enumerate(zip(space.spaces, action, strict=True)):
+            _flatten(sub, part, _join(path, i), out)
     else:
-        out.extend(np.asarray(action, dtype=np.float64).ravel().tolist())
+        values = _numbers(action, name)
+        count = math.prod(space.shape or ())
+        if len(values) != count:
+            raise UserError(f"{name} has {len(values)} values; expected {count}")
+        out.extend(values)
+
+
+def _numbers(value: Any, name: str) -> list[float]:
+    """An array, or lists of numbers, as one list; anything else is a UserError."""
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind not in "biuf":  # texts that look like numbers are none
+            raise TypeError(f"{array.dtype} values")
+        found: list[float] = array.astype(np.float64).ravel().tolist()
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{name} must be numbers, found {_shortly(value)} ({error})") from error
+    return found
+
+
+def _shortly(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:56]} ..."
 
 
 def _to_class(head: Head, value: float) -> int:
@@ -272,10 +312,10 @@ def _to_class(head: Head, value: float) -> int:
     return cls
 
 
-def _to_value(head: Head, cls: int) -> float:
-    if not 0 <= cls < head.classes:
-        raise UserError(f"class {cls} of head '{head.name or 'action'}' is out of range 0..{head.classes - 1}")
-    return head.centres[cls] if head.kind == "axis" else float(cls + head.offset)
+def _to_value(head: Head, cls: float) -> float:
+    if not 0 <= cls < head.classes or cls != int(cls):
+        raise UserError(f"class {cls:g} of head '{head.name or 'action'}' is out of range 0..{head.classes - 1}")
+    return head.centres[int(cls)] if head.kind == "axis" else cls + head.offset
 
 
 def _rest(head: Head) -> int:
@@ -295,8 +335,10 @@ def _build(space: spaces.Space[Any], values: Any) -> Any:
     if isinstance(space, spaces.Discrete):
         return np.int64(next(values))
     shape: tuple[int, ...] = space.shape or ()
-    count = int(np.prod(shape))
-    return np.array([next(values) for _ in range(count)]).astype(space.dtype).reshape(shape)
+    numbers = np.array([next(values) for _ in range(math.prod(shape))])
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.integer):
+        numbers = np.rint(numbers)  # the nearest, not the one towards 0
+    return numbers.astype(space.dtype).reshape(shape)
 
 
 def _space_to_dict(space: spaces.Space[Any]) -> dict[str, Any]:
@@ -319,8 +361,23 @@ def _space_to_dict(space: spaces.Space[Any]) -> dict[str, Any]:
     raise UserError(f"cannot describe the space {space}")
 
 
+_PARTS = {
+    "Dict": {"spaces"},
+    "Tuple": {"spaces"},
+    "Discrete": {"n", "start"},
+    "MultiDiscrete": {"nvec", "start"},
+    "MultiBinary": {"shape"},
+    "Box": {"low", "high", "dtype"},
+}
+
+
 def _space_from_dict(data: dict[str, Any]) -> spaces.Space[Any]:
     kind = data.get("kind") if isinstance(data, dict) else None
+    parts = _PARTS.get(kind) if isinstance(kind, str) else None
+    if parts is not None and (unknown := sorted(set(data) - parts - {"kind"}, key=str)):
+        raise UserError(
+            f"the description of a {kind} space holds the unknown key {unknown[0]!r}; known are {sorted(parts)}"
+        )
     try:
         if kind == "Dict":
             return spaces.Dict({key: _space_from_dict(sub) for key, sub in data["spaces"].items()})
@@ -333,9 +390,13 @@ def _space_from_dict(data: dict[str, Any]) -> spaces.Space[Any]:
         if kind == "MultiBinary":
             return spaces.MultiBinary(data["shape"])
         if kind == "Box":
-            dtype = np.dtype(data["dtype"]).type
-            return spaces.Box(np.array(data["low"], dtype), np.array(data["high"], dtype), dtype=dtype)
-    except (KeyError, TypeError, AssertionError, AttributeError) as error:
+            dtype = np.dtype(data["dtype"])
+            if dtype.kind not in "biuf":
+                raise TypeError(f"dtype is {dtype}; expected one of numbers")
+            return spaces.Box(np.array(data["low"], dtype), np.array(data["high"], dtype), dtype=dtype.type)
+    except UserError:
+        raise  # of a part inside this one
+    except (KeyError, TypeError, ValueError, OverflowError, AssertionError, AttributeError) as error:
         raise UserError(
             f"the description of a {kind} space is not complete: {type(error).__name__}: {error}"
         ) from error

@@ -8,6 +8,7 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lit_align.errors import UserError
 from lit_align.spaces import STICK_CENTRES, STICK_EDGES, ActionCodec, gamepad_space
 
 ANY = spaces.Tuple(
@@ -59,7 +60,9 @@ def test_any_space_decodes_to_its_own_and_keeps_classes(seed):
         ({"left_stick": np.array([np.nan, 0])}, r"left_stick\.0.*nan.*finite"),
         ({"right_stick": np.array([0, 1.5])}, r"right_stick\.1.*1\.5.*\[-1\.0, 1\.0\]"),
         ({"buttons": np.full(12, 2)}, r"buttons\.0.*0\.\.1"),
-        ({"buttons": np.zeros(11)}, "15 values.*16 dimensions"),
+        ({"buttons": np.zeros(11)}, "part .buttons. of the action has 11 values; expected 12"),
+        ({"left_stick": np.zeros(1), "right_stick": np.zeros(3)}, "left_stick.*1 values; expected 2"),
+        ({"left_stick": ["0", "0"]}, "left_stick.*must be numbers, found ..0., .0.."),
         ({"stick": 1}, "keys"),
     ],
 )
@@ -79,3 +82,26 @@ def test_spaces_that_cannot_be_cut_into_classes_are_refused():
         ActionCodec.from_dict({"kind": "Pickle"})
     with pytest.raises(ValueError, match="not complete"):
         ActionCodec.from_dict({"kind": "Box", "low": [0]})
+
+
+def test_an_action_space_without_end_is_refused_before_it_fills_the_memory():
+    many = {"kind": "MultiDiscrete", "nvec": [2] * 5000, "start": [0] * 5000}
+    for description in ({"kind": "MultiBinary", "shape": [10**6, 10**6]}, many):
+        with pytest.raises(UserError, match="at most 4096 are supported"):
+            ActionCodec.from_dict(description)
+    deep = {"kind": "Discrete", "n": 2, "start": 0}
+    for _ in range(900):
+        deep = {"kind": "Tuple", "spaces": [deep]}
+    with pytest.raises(UserError, match="nested too deeply"):
+        ActionCodec.from_dict(deep)
+
+
+def test_whole_numbers_get_the_nearest_one():
+    codec = ActionCodec(spaces.Box(-128, 127, (1,), np.int8))
+    assert [int(codec.decode(np.array([c]))[0]) for c in (0, 1, 5, 9, 10)] == [-128, -102, 0, 102, 127]
+
+
+@pytest.mark.parametrize("classes", [[0.5], [float("nan")], ["0"], [None], [-1], [3]])
+def test_a_class_that_is_none_is_refused(classes):
+    with pytest.raises(UserError, match="class"):
+        ActionCodec(spaces.Discrete(3)).decode(classes)

@@ -5,11 +5,8 @@ After B-Pref (Lee et al. 2021, arXiv 2111.03026), without its teacher that skips
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,6 +14,7 @@ from numpy.typing import NDArray
 
 from lit_align.data.trajectories import TrajectoryDataset
 from lit_align.errors import UserError
+from lit_align.imports import import_named
 
 Floats = NDArray[np.float64]
 
@@ -108,11 +106,8 @@ def load_function(name: str, option: str) -> Callable[..., Any]:
     module, _, function = name.partition(":")
     if not module or not function:
         raise UserError(f"{option} is {name!r}; expected package.module:function")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)  # for good: the function may import its neighbours when it is called
     try:
-        found = getattr(importlib.import_module(module), function, None)
+        found = getattr(import_named(module), function, None)
     except Exception as error:  # whatever the module does when it is imported
         raise UserError(
             f"{option}: cannot import {module!r} ({type(error).__name__}: {error}); is it installed, or in this "

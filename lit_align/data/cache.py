@@ -15,11 +15,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image as PILImage
 
-from lit_align.data.encoding import decode_frames
 from lit_align.data.trajectories import META, TrajectoryDataset
 from lit_align.errors import UserError
+from lit_align.models.frames import resize
 
 
 class FrameCache:
@@ -47,6 +46,7 @@ class FrameCache:
 
     def __init__(self, folder: str | Path, image_size: int | None = None) -> None:
         self.dataset = TrajectoryDataset(folder)
+        folder = self.dataset.folder
         meta = self.dataset.meta
         self.size = frame_size(folder, meta.image_size, meta.vector_size, image_size)
         self.lengths: NDArray[np.int64] = self.dataset.episodes["length"].astype(np.int64)
@@ -99,7 +99,7 @@ class FrameCache:
 
             def decode(index: int, images: list[bytes]) -> None:
                 start, steps = self.starts[index], self.lengths[index]
-                pixels = decode_frames(images)
+                pixels = self.dataset.decode(index, images)
                 frames[start : start + steps + 1] = (
                     pixels if pixels.shape[1] == self.size else resize(pixels, self.size)
                 )
@@ -184,10 +184,3 @@ def frame_size(folder: str | Path, recorded: int, vector_size: int, wanted: int 
             "numbers: expected a size to resize pixels to, 0 to see vectors alone, or nothing to leave them as they are"
         )
     return wanted
-
-
-def resize(frames: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Frames `(T, H, W, 3)` resized to `(T, size, size, 3)` by area (box filter)."""
-    return np.stack(
-        [np.asarray(PILImage.fromarray(frame).resize((size, size), PILImage.Resampling.BOX)) for frame in frames]
-    )

@@ -83,13 +83,28 @@ def _png(frame: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def decode_frames(images: list[bytes]) -> NDArray[np.uint8]:
-    """Encoded images as pixels `(n, H, W, 3)`, uint8."""
-    return np.stack([_pixels(data) for data in images])
+def decode_frames(images: list[bytes], size: int) -> NDArray[np.uint8]:
+    """Encoded images as pixels `(n, size, size, 3)`, uint8.
+
+    Raises:
+        UserError: One is no image that can be read, or of another size.
+    """
+    pixels = np.empty((len(images), size, size, 3), np.uint8)
+    for row, data in enumerate(images):
+        try:
+            pixels[row] = _pixels(data, size)
+        except UserError as error:
+            raise UserError(f"the frame of row {row} {error}") from error
+        except Exception as error:  # what Pillow raises at a broken file has no common base
+            raise UserError(f"the frame of row {row} is no image that can be read ({error})") from error
+    return pixels
 
 
-def _pixels(data: bytes) -> NDArray[np.uint8]:
-    with PILImage.open(io.BytesIO(data)) as image:
+def _pixels(data: bytes, size: int) -> NDArray[np.uint8]:
+    # Other formats of Pillow run other programs, or take long.
+    with PILImage.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
+        if image.size != (size, size):
+            raise UserError(f"is of {image.width}x{image.height} pixels; meta.json says {size}x{size}")
         return np.asarray(image.convert("RGB") if image.mode != "RGB" else image)
 
 
@@ -100,6 +115,8 @@ def decode_vectors(column: pa.ChunkedArray, size: int) -> NDArray[np.float32]:
         UserError: A list has another length, or a number is missing or not finite.
     """
     lists = column.combine_chunks()
+    if not pa.types.is_list(lists.type) or not pa.types.is_floating(lists.type.value_type):
+        raise UserError(f"the column of vectors is of type {lists.type}; expected lists of numbers")
     lengths = np.diff(lists.offsets.to_numpy())
     if lists.null_count or (lengths != size).any():
         row = int(np.flatnonzero(lengths != size)[0]) if (lengths != size).any() else 0

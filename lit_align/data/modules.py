@@ -148,9 +148,11 @@ class TrajectoryDataModule(pl.LightningDataModule):
         count = batches_per_epoch(lengths, self.window, self.batch_size, ranks)
         if not count:
             windows = int(np.ceil(lengths / self.window).sum())
+            most, each = windows // ranks, f" for each of {ranks} processes" if ranks > 1 else ""
+            lower = f"lower data.batch_size to {most} or less, or " if most else ""
             raise UserError(
-                f"{len(lengths)} episodes give {windows} windows, fewer than one batch of {self.batch_size} "
-                f"for {ranks} processes; lower data.batch_size"
+                f"{len(lengths)} training episodes give {windows} windows of up to {self.window} steps, fewer than one "
+                f"batch of {self.batch_size}{each}: {lower}record more episodes"
             )
 
         def plan(epoch: int) -> list[tuple[tuple[int, ...], list[Window]]]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import lightning.pytorch as pl
@@ -14,7 +12,7 @@ from numpy.typing import NDArray
 
 from lit_align.data.cache import FrameCache, frame_size, padded
 from lit_align.data.loader import Batch, ResumableLoader, rng, world_of
-from lit_align.data.preferences import Preferences, read_preferences
+from lit_align.data.preferences import Preferences, compared, read_preferences
 from lit_align.data.trajectories import read_meta
 from lit_align.errors import UserError
 from lit_align.spaces import ActionCodec
@@ -86,7 +84,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         super().__init__()
         meta, splits = read_preferences(preferences)
         self.preferences = preferences
-        self.folder = trajectories or os.path.normpath(Path(preferences) / meta.trajectories)
+        self.folder = trajectories or compared(preferences, meta)
         data = read_meta(self.folder)
         self.codec = ActionCodec.from_dict(data.actions)
         self.image_size = frame_size(self.folder, data.image_size, data.vector_size, image_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,11 +16,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from lit_align.data.described import AGAIN, FLOATING, INTEGER, check_columns, read_described, readable, text
 from lit_align.errors import UserError
+from lit_align.hub import fetch, is_id
 
 SCHEMA = 1
 SPLITS = ("train", "test")
-COLUMNS = ("chosen", "rejected", "dataset", "label", "margin", "annotator", "created_at")
+COLUMNS = {"chosen": INTEGER, "rejected": INTEGER, "dataset": text, "label": text, "margin": FLOATING}
+COLUMNS |= {"annotator": text, "created_at": text}
+"""Columns, and of which type each has to be."""
 
 
 @dataclass
@@ -116,38 +121,43 @@ def write_preferences(
         aside.rename(target)
 
 
+def compared(folder: str | Path, meta: PreferenceMeta) -> str:
+    """The trajectories that preferences compare: a folder, or `user/name` on the Hub."""
+    beside = fetch(folder, "dataset") / meta.trajectories
+    return meta.trajectories if is_id(meta.trajectories) and not beside.exists() else os.path.normpath(beside)
+
+
 def read_preferences(folder: str | Path) -> tuple[PreferenceMeta, dict[str, Preferences]]:
     """Reads a folder of preferences.
 
     Raises:
         ValueError: The folder is missing, cut short, or not one of preferences.
     """
-    path = Path(folder) / "meta.json"
+    folder = fetch(folder, "dataset")
+    path = folder / "meta.json"
     if not path.is_file():
         raise UserError(f"'{folder}' has no meta.json; expected a folder of preferences (made by 'lit-align compare')")
     try:
-        meta = PreferenceMeta(**json.loads(path.read_text()))
-    except (json.JSONDecodeError, TypeError) as error:
-        raise UserError(f"{path} is not one of preferences: {error}") from error
-    if meta.schema != SCHEMA:
-        raise UserError(f"{path} has schema {meta.schema}; this version reads schema {SCHEMA}")
+        meta = read_described(path, PreferenceMeta, (SCHEMA,))
+    except UserError as error:
+        raise UserError(f"{error}; expected a folder of preferences (made by 'lit-align compare')") from error
     splits = {}
     for split, count in meta.counts.items():
-        shard = Path(folder) / "data" / f"{split}-00000.parquet"
-        try:
+        if not re.fullmatch(r"\w+", split):
+            raise UserError(f"{path} names the split {split!r:.80}; expected a word such as train")
+        shard = folder / "data" / f"{split}-00000.parquet"
+        with readable(shard):
+            check_columns(pq.read_schema(shard), COLUMNS, shard)
             # Millions of labels as small numbers, not as so many texts.
             table = pq.read_table(shard, read_dictionary=["label", "annotator"])
-        except (OSError, pa.ArrowInvalid) as error:
-            raise UserError(
-                f"{shard} cannot be read ({str(error).splitlines()[0]}); it is missing or was cut short"
-            ) from error
-        lacking = [c for c in COLUMNS if c not in table.column_names]
-        if lacking or len(table) != count:
-            raise UserError(
-                f"{shard} holds {len(table)} comparisons (meta.json says {count}) and lacks the columns {lacking}"
-            )
+            table.validate(full=True)
+        if len(table) != count:
+            raise UserError(f"{shard} holds {len(table)} comparisons, meta.json says {count}; {AGAIN}")
+        empty = [name for name in ("chosen", "rejected", "label", "margin") if table[name].null_count]
+        if empty:
+            raise UserError(f"{shard} lacks the {empty[0]} of a comparison; {AGAIN}")
         who = table["annotator"][0].as_py() if count else ""
-        chosen, rejected, margin = (table[c].to_numpy() for c in ("chosen", "rejected", "margin"))
+        chosen, rejected = (table[c].to_numpy().astype(np.int64) for c in ("chosen", "rejected"))
         tie = pc.equal(table["label"], "tie").to_numpy()
-        splits[split] = Preferences(chosen, rejected, tie, margin, who)
+        splits[split] = Preferences(chosen, rejected, tie, table["margin"].to_numpy().astype(np.float32), who or "")
     return meta, splits

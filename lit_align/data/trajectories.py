@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,15 +23,37 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from lit_align.data.described import (
+    AGAIN,
+    BOOLEAN,
+    FLOATING,
+    INTEGER,
+    check_columns,
+    images,
+    inside,
+    lists_of,
+    read_described,
+    readable,
+    rows_of,
+    text,
+)
 from lit_align.data.encoding import decode_frames, decode_vectors, encode
 from lit_align.data.trajectory import Trajectory
 from lit_align.errors import UserError
+from lit_align.hub import fetch
 from lit_align.spaces import ActionCodec
 
 SCHEMAS = (1, 2)
 META = "meta.json"
 EPISODE_COLUMNS = ("id", "seed", "length", "outcome", "reason", "player", "terminated", "truncated")
+MOST = 1 << 20
+"""Pixels of a side, and numbers of a vector: more is a mistake."""
 _SHARD_BYTES = 200_000_000
+_OF_EPISODES = {"episode": INTEGER, "seed": INTEGER, "length": INTEGER, "outcome": text, "reason": text}
+_OF_EPISODES |= {"player": text, "terminated": BOOLEAN, "truncated": BOOLEAN}
+_OF_STEPS = {"step": INTEGER, "action": lists_of(INTEGER), "position": lists_of(FLOATING)}
+_OF_STEPS |= {"reward": FLOATING, "log_prob": FLOATING}
+"""Columns, and of which type each has to be."""
 
 
 @dataclass
@@ -192,35 +216,29 @@ def read_meta(folder: str | Path) -> Meta:
     Raises:
         ValueError: The folder is missing, is not one of trajectories, or was cut short.
     """
-    path = Path(folder) / META
+    folder = fetch(folder, "dataset")
+    path = folder / META
     if not path.is_file():
-        what = "has no meta.json" if Path(folder).is_dir() else "does not exist"
+        what = "has no meta.json" if folder.is_dir() else "does not exist"
         raise UserError(
             f"'{folder}' {what}; expected a folder of trajectories (made by 'lit-align collect' or a TrajectoryWriter)"
         )
+    meta = read_described(path, Meta, SCHEMAS)
     try:
-        data = json.loads(path.read_text())
-        # First: a later version's file has keys that this one does not know.
-        if isinstance(data, dict) and data.get("schema", 1) not in SCHEMAS:
-            raise UserError(
-                f"{path} has schema {data['schema']}; this version reads schemas {' and '.join(map(str, SCHEMAS))}: "
-                "install the version of lit-align that wrote it, or a newer one"
-            )
-        meta = Meta(**data)
         ActionCodec.from_dict(meta.actions)
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    except UserError as error:
+        raise UserError(f"{path} cannot be read: 'actions': {error}") from error
+    if not meta.fps > 0 or max(meta.image_size, meta.vector_size) > MOST or not meta.shards:
+        raise UserError(
+            f"{path} has fps {meta.fps}, image_size {meta.image_size}, vector_size {meta.vector_size} and "
+            f"{len(meta.shards)} shards; expected more than 0, {MOST} or less, and 1 or more"
+        )
     for name, rows in meta.shards.items():
-        shard = Path(folder) / name
-        try:
+        shard = inside(folder, name)
+        with readable(shard):
             found = pq.read_metadata(shard).num_rows
-        except (OSError, pa.ArrowInvalid) as error:
-            raise UserError(
-                f"shard {shard} cannot be read ({str(error).splitlines()[0]}); it is missing or was cut short: "
-                "record or fetch it again"
-            ) from error
         if found != rows:
-            raise UserError(f"shard {shard} holds {found} frames, meta.json says {rows}; record or fetch it again")
+            raise UserError(f"shard {shard} holds {found} frames, meta.json says {rows}; {AGAIN}")
     return meta
 
 
@@ -228,7 +246,7 @@ class TrajectoryDataset:
     """Episodes of a folder, in the order of their ids.
 
     Args:
-        folder: A folder that `TrajectoryWriter` left.
+        folder: A folder that `TrajectoryWriter` left, or `user/name` on the Hub.
 
     Raises:
         ValueError: The folder is missing, is not one of trajectories, or was cut short.
@@ -241,31 +259,46 @@ class TrajectoryDataset:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self.meta = read_meta(folder)
+        self.folder = fetch(folder, "dataset")
+        self.meta = read_meta(self.folder)
         self.codec = ActionCodec.from_dict(self.meta.actions)
-        wanted = ["episode", *(c for c in EPISODE_COLUMNS if c != "id")]
         tables, places = [], []
         for shard in self.meta.shards:
-            file = pq.ParquetFile(self.folder / shard)
-            table = file.read(columns=[*wanted, "step"])
-            first = table.filter(pc.equal(table["step"], 0)).drop_columns(["step"])
-            rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-            if rows != (first["length"].to_numpy() + 1).tolist():
-                raise UserError(
-                    f"shard {self.folder / shard} does not hold an episode in each row group; it was written by "
-                    "another program: write the episodes with TrajectoryWriter"
-                )
+            first = self._episodes_of(self.folder / shard)
             tables.append(first)
-            places += [(shard, group) for group in range(file.num_row_groups)]
-        table = pa.concat_tables(tables)
+            places += [(shard, group) for group in range(len(first))]
+        table = pa.concat_tables(tables, promote_options="permissive")
         order = np.argsort(table["episode"].to_numpy(), kind="stable")
         names = {"episode": "id"}
         self.episodes: dict[str, NDArray[Any]] = {
-            names.get(c, c): table[c].to_numpy(zero_copy_only=False)[order] for c in wanted
+            names.get(c, c): table[c].to_numpy(zero_copy_only=False)[order] for c in _OF_EPISODES
         }
         self._places = [places[i] for i in order]
         self._row = {int(e): i for i, e in enumerate(self.episodes["id"])}
+        if len(self._row) < len(order):
+            raise UserError(f"'{self.folder}' holds several episodes of the same id; {AGAIN}")
+
+    def _episodes_of(self, shard: Path) -> pa.Table:
+        """The episodes of a shard, a row each; its columns are checked."""
+        wanted = {**_OF_EPISODES, **_OF_STEPS}
+        wanted |= {"frame": images} if self.meta.image_size else {}
+        wanted |= {"vector": lists_of(FLOATING)} if self.meta.vector_size else {}
+        with readable(shard):
+            file = pq.ParquetFile(shard)
+            check_columns(file.schema_arrow, wanted, shard)
+            table = file.read(columns=[*_OF_EPISODES, "step"])
+            table.validate(full=True)
+        first = table.filter(pc.equal(table["step"], 0)).drop_columns(["step"])
+        rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        if rows != [length + 1 for length in first["length"].to_pylist() if length is not None]:
+            raise UserError(
+                f"shard {shard} does not hold an episode in each row group; it was written by another program: write "
+                "the episodes with TrajectoryWriter"
+            )
+        empty = [name for name in _OF_EPISODES if first[name].null_count]
+        if empty:
+            raise UserError(f"shard {shard} lacks the {empty[0]} of an episode; {AGAIN}")
+        return first
 
     @cached_property
     def _files(self) -> dict[str, pq.ParquetFile]:
@@ -290,44 +323,59 @@ class TrajectoryDataset:
     def read(self, index: int, columns: list[str] | None = None) -> pa.Table:
         """The rows of an episode, some columns of them."""
         shard, group = self._places[index]
-        return self._files[shard].read_row_group(group, columns=columns, use_threads=False)
+        with readable(self.folder / shard):
+            return self._files[shard].read_row_group(group, columns=columns, use_threads=False)
+
+    @contextmanager
+    def _named(self, index: int) -> Iterator[None]:
+        """What is wrong with an episode is told with its name."""
+        try:
+            yield
+        except UserError as error:
+            raise UserError(f"'{self.folder}', episode {self.episodes['id'][index]}: {error}") from error
 
     def images(self, index: int) -> list[bytes]:
         """The encoded frames of an episode, T + 1 of them; none where there are no pixels."""
         if not self.meta.image_size:
             return []
         column = self.read(index, ["frame"])["frame"].combine_chunks()
-        images: list[bytes] = column.field("bytes").to_pylist()
-        return images
+        found: list[bytes] = column.field("bytes").to_pylist()
+        return found
+
+    def decode(self, index: int, images: list[bytes]) -> NDArray[np.uint8]:
+        """The encoded frames of an episode as pixels `(n, H, W, 3)`, uint8.
+
+        Raises:
+            ValueError: One is no image, or of another size than `meta.json` says.
+        """
+        with self._named(index):
+            return decode_frames(images, self.meta.image_size)
 
     def frames(self, index: int) -> NDArray[np.uint8]:
         """Decoded frames `(T + 1, H, W, 3)`, uint8; H and W are 0 where there are no pixels."""
         if not self.meta.image_size:
             return np.zeros((int(self.episodes["length"][index]) + 1, 0, 0, 3), np.uint8)
-        return decode_frames(self.images(index))
+        return self.decode(index, self.images(index))
 
     def vectors(self, index: int) -> NDArray[np.float32]:
         """Vector observations `(T + 1, V)`, float32, checked to be finite; V is 0 where there are none."""
         if not self.meta.vector_size:
             return np.zeros((int(self.episodes["length"][index]) + 1, 0), np.float32)
-        try:
+        with self._named(index):
             return decode_vectors(self.read(index, ["vector"])["vector"], self.meta.vector_size)
-        except ValueError as error:
-            raise UserError(f"'{self.folder}', episode {self.episodes['id'][index]}: {error}") from error
 
     def actions(self, index: int) -> NDArray[np.uint8]:
         """Classes `(T, heads)`, uint8, checked against the action space."""
         rows = self.read(index, ["action"])["action"].to_pylist()
-        actions = np.array(rows[:-1], dtype=np.uint8).reshape(len(rows) - 1, len(self.codec.heads))
-        try:
+        with self._named(index):
+            actions = rows_of(rows[:-1], np.uint8, len(self.codec.heads), "action")
             self.codec.check(actions)
-        except ValueError as error:
-            raise UserError(f"'{self.folder}', episode {self.episodes['id'][index]}: {error}") from error
         return actions
 
     def positions(self, index: int) -> NDArray[np.float32]:
         """Where the player was `(T + 1, 3)`, float32."""
-        return np.array(self.read(index, ["position"])["position"].to_pylist(), np.float32)
+        with self._named(index):
+            return rows_of(self.read(index, ["position"])["position"].to_pylist(), np.float32, 3, "position")
 
     def __getitem__(self, index: int) -> Trajectory:
         """The whole episode."""
@@ -338,12 +386,15 @@ class TrajectoryDataset:
             for name, column in self.episodes.items()
             if name != "length"
         }
+        with self._named(index):
+            positions = rows_of(table["position"].to_pylist(), np.float32, 3, "position")
+            rewards = rows_of(table["reward"].to_pylist()[:-1], np.float32, None, "reward")
         return Trajectory(
             frames=self.frames(index),
             actions=self.actions(index),
             vectors=self.vectors(index),
-            positions=np.array(table["position"].to_pylist(), np.float32),
-            rewards=np.array(table["reward"].to_pylist()[:-1], np.float32),
+            positions=positions,
+            rewards=rewards,
             log_probs=None if any(x is None for x in log_probs) else np.array(log_probs, np.float32),
             **facts,
         )

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from lit_align.errors import UserError
 
+ENDED = "ended"
+"""Outcome of an episode of a world that names none: it is over, and that is all there is to say."""
+
 
 @dataclass
 class Trajectory:
@@ -22,7 +25,8 @@ class Trajectory:
         actions: Classes of the action heads `(T, heads)`, uint8 (see `lit_align.spaces.ActionCodec`).
         id: Global episode id; preferences refer to it.
         seed: The world's seed.
-        outcome: How the episode ended, a short word of the environment (`left`, `none`, ...).
+        outcome: How the episode ended, a short word of the environment (`left`, `none`, ...); `ended` where
+            a world names none, and empty where a recording does not tell.
         reason: A finer word for the same.
         player: Who played: a scripted player or an agent's folder.
         vectors: Numbers seen beside the pixels or in their place `(T + 1, V)`, float32; V is 0 where the world shows

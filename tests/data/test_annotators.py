@@ -276,3 +276,14 @@ print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
     splits = read_preferences(tmp_path / "pairs")[1]
     assert len(splits["train"]) == 1998 * 1997 // 2
     assert len(np.unique(splits["train"].chosen * 2000 + splits["train"].rejected)) == len(splits["train"])
+
+
+def test_the_help_of_compare_names_every_option_of_an_annotator(capsys):
+    from lit_align.cli import main
+
+    assert main(["compare", "--help"]) == 0
+    told = capsys.readouterr().out
+    for name in ("kind", "beta", "gamma", "mistake", "tie_within"):
+        assert f"--annotator.{name}" in told
+    assert main(["compare", "--annotator.help"]) == 0
+    assert "Probability that a label is turned round" in " ".join(capsys.readouterr().out.split())

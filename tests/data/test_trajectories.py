@@ -7,9 +7,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from lit_align.data.cache import FrameCache, resize
+from lit_align.data.cache import FrameCache
 from lit_align.data.trajectories import TrajectoryDataset, TrajectoryWriter, read_meta
 from lit_align.data.trajectory import Trajectory
+from lit_align.models.frames import resize
 from lit_align.spaces import ActionCodec, gamepad_space
 from tests.helpers import made_up, record
 

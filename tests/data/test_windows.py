@@ -149,8 +149,13 @@ def test_folders_that_do_not_go_together_are_named(tmp_path):
         TrajectoryDataModule([a, b])
     data = TrajectoryDataModule([a])
     data.setup()
-    with pytest.raises(ValueError, match=r"fewer than one batch of 32"):
+    with pytest.raises(
+        ValueError, match=r"give 1 windows of up to 128 steps, fewer than one batch of 32: lower data.batch"
+    ) as error:
         data.train_dataloader()
+    assert "lower data.batch_size to 1 or less, or record more episodes" in str(error.value)
+    data.batch_size = 1  # as it says
+    assert len(list(data.train_dataloader())) == 1
 
 
 def made_up_space():
