@@ -15,9 +15,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lit_align import __version__
 from lit_align.errors import UserError, did_you_mean, raise_all
+from lit_align.files import read_yaml
 
 KEYS = ("run", "needs", "config", "args", "threads")
-TOP = ("out", "seed", "jobs", "stages", "base")
+TOP = ("out", "seed", "jobs", "stages", "base", "wandb")
+NOTES = ("README.md", "hub.json")
+"""Files beside a model or data that tell of them, and change nothing of what they are."""
+LOGGED = ("pretrain", "finetune", "reward", "prefer", "align")
+"""Verbs that log to Weights & Biases where a pipeline's `wandb` says so, when they train; `report` does too."""
 
 
 @dataclass
@@ -33,6 +38,7 @@ class StageSpec:
         args: its other options.
         threads: CPU threads it takes; None shares the cores with what runs beside it.
         inner: of a cell, the pipeline that it runs.
+        wandb: `offline` or `online` to log to Weights & Biases; its result does not depend on it.
     """
 
     name: str
@@ -43,6 +49,7 @@ class StageSpec:
     args: dict[str, Any] = field(default_factory=dict)
     threads: int | None = None
     inner: Pipeline | None = None
+    wandb: str | None = None
 
     @property
     def is_cell(self) -> bool:
@@ -58,7 +65,9 @@ class StageSpec:
         words += ["--out", str(self.folder)]
         for key, value in flatten(self.args):
             words.append(f"--{key}={as_word(value)}")
-        return words
+        takes = self.is_cell or self.run == ["report"] or (self.run[0] in LOGGED and self.run[1:] == ["fit"])
+        logs = self.wandb and "wandb" not in self.args and takes
+        return [*words, f"--wandb={self.wandb}"] if logs else words
 
 
 @dataclass
@@ -132,7 +141,7 @@ def load_pipeline(
     """
     config: Any = OmegaConf.create({})
     for file in files:
-        config = OmegaConf.merge(config, _read(Path(file), ()))
+        config = _merge(config, _read(Path(file), ()), str(file))
     read = tuple(Path(file).resolve() for file in files)
     if again := [str(file) for file in read if file in above]:
         raise UserError(f"{', '.join(again)} is a cell of itself")
@@ -160,7 +169,12 @@ def load_pipeline(
     out, jobs = Path(str(config.out)), config.get("jobs", 1)
     if not isinstance(jobs, int) or jobs < 1:
         raise UserError(f"jobs is {jobs!r}, expected how many stages may run at a time: 1 or more")
+    wandb = config.get("wandb") or None  # `off` is false in YAML
+    if wandb not in (None, "offline", "online"):
+        raise UserError(f"wandb is {wandb!r}; expected offline, online, or null to log nothing to Weights & Biases")
     stages, errors = _resolve_stages(config, out, [place for file in files for place in Path(file).resolve().parents])
+    for stage in stages.values():
+        stage.wandb = wandb
     errors += [error for stage in stages.values() for error in _check(stage, stages, set(verbs))]
     if not errors:
         errors += [error for stage in stages.values() for error in _load_cell(stage, set(verbs), (*above, *read))]
@@ -199,7 +213,8 @@ def outside_input(word: str, out: Path) -> list[tuple[str, int, int]]:
     if "/" not in word and not any((path / name).is_file() for name in ("meta.json", "config.json")):
         return []
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    shown = [p for p in files if not any(part.startswith(".") for part in p.relative_to(path).parts)]  # not caches
+    # Neither caches, nor what `push` and a later card write beside a model.
+    shown = [p for p in files if not any(part.startswith(".") or part in NOTES for part in p.relative_to(path).parts)]
     return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in shown]
 
 
@@ -243,14 +258,31 @@ def _read(file: Path, above: tuple[Path, ...]) -> Any:
         raise UserError(f"there is no pipeline file {file} (looked in {Path.cwd()})")
     if file.resolve() in above:
         raise UserError(f"{file} is its own base")
+    if (content := read_yaml(file)) is not None and not isinstance(content, (dict, list)):
+        raise UserError(f"{file} holds a {type(content).__name__}, expected `out:`, `seed:`, `jobs:` and `stages:`")
     try:
         config = OmegaConf.load(file)
     except Exception as error:  # YAML's errors and OmegaConf's have no common base
         raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, DictConfig):
         raise UserError(f"{file} holds a list, expected `out:`, `seed:`, `jobs:` and `stages:`")
-    base = config.pop("base", None)
-    return config if base is None else OmegaConf.merge(_read(file.parent / base, (*above, file.resolve())), config)
+    try:
+        base = config.pop("base", None)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{file}: base: {' '.join(str(error).split())}") from error
+    if base is None:
+        return config
+    if not isinstance(base, str) or "\0" in base:
+        raise UserError(f"{file}: base is {base!r:.80}, expected the path of a file")
+    return _merge(_read(file.parent / base, (*above, file.resolve())), config, str(file))
+
+
+def _merge(below: Any, above: Any, what: str) -> Any:
+    """One configuration over another."""
+    try:
+        return OmegaConf.merge(below, above)
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        raise UserError(f"{what} does not fit what it is laid over: {' '.join(str(error).split())}") from error
 
 
 def _is_top(key: str, written: str) -> bool:
@@ -284,6 +316,9 @@ def _resolve_stages(config: Any, out: Path, places: Sequence[Path]) -> tuple[dic
             for key in content
             if key not in KEYS
         ]
+        if wrong := list(_misshapen(name, content)):
+            errors += wrong
+            continue
         run = content.get("run") or ""
         needs = list(dict.fromkeys([*_words(content.get("needs")), *used]))
         files = [_find(file, places) for file in _words(content.get("config"))]
@@ -292,6 +327,18 @@ def _resolve_stages(config: Any, out: Path, places: Sequence[Path]) -> tuple[dic
             name, words, out / name, needs, files, content.get("args") or {}, content.get("threads")
         )
     return stages, errors
+
+
+def _misshapen(name: str, content: Mapping[Any, Any]) -> Iterator[str]:
+    """What a stage's keys hold and cannot hold."""
+    for key in ("run", "needs", "config"):
+        value = content.get(key)
+        words = value if isinstance(value, list) else [value]
+        if value is not None and not all(isinstance(word, str) and "\0" not in word for word in words):
+            yield f"stage {name}: {key} is {value!r:.80}, expected a word or a list of words"
+    args = content.get("args")
+    if args is not None and not (isinstance(args, dict) and all(isinstance(key, str) for key in args)):
+        yield f"stage {name}: args is {args!r:.80}, expected `option: value` lines"
 
 
 def _check(stage: StageSpec, stages: Mapping[str, StageSpec], verbs: set[str]) -> Iterator[str]:
@@ -323,7 +370,8 @@ def _load_cell(stage: StageSpec, verbs: set[str], above: tuple[Path, ...]) -> It
         return
     words = [f"{key}={as_word(value)}" for key, value in flatten(stage.args)]
     try:
-        stage.inner = load_pipeline(stage.config, [f"out={stage.folder}", *words], verbs, above)
+        logs = [] if stage.wandb is None else [f"wandb={stage.wandb}"]
+        stage.inner = load_pipeline(stage.config, [f"out={stage.folder}", *logs, *words], verbs, above)
     except UserError as error:
         yield f"stage {stage.name}: {error}"
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from lit_align import slurm
 from lit_align.errors import Preempted, UserError, raise_all
-from lit_align.files import write_whole
+from lit_align.files import mapping_of, write_whole
 from lit_align.pipeline import Pipeline, StageSpec, commands_of
 from lit_align.progress import Progress
-from lit_align.workers import LocalPool, Result, Runner, Task, WorkerPool, cores
+from lit_align.workers import LocalPool, Result, Runner, Task, WorkerPool, cores, is_inside
 
 STATE = ".pipeline"
 
@@ -37,11 +37,7 @@ class StageState:
 
     def read(self) -> dict[str, Any]:
         """Returns fingerprint, state (`running`, `done`, `failed`) and seconds; empty if it never ran."""
-        try:
-            content = json.loads(self.file.read_text())
-        except (OSError, json.JSONDecodeError):
-            return {}
-        return content if isinstance(content, dict) else {}
+        return mapping_of(self.file)
 
     def write(self, fingerprint: str, state: str, seconds: float) -> None:
         """Replaces the file in one step."""
@@ -119,20 +115,20 @@ def run_pipeline(
             progress.line(name, "same", states[name].read()["seconds"], headline(pipeline.out / name))
     if not pending:
         return 0
-    with (
-        _signals_as_exceptions(),
-        LocalPool(run, check) if pipeline.jobs == 1 else WorkerPool(pipeline.jobs, run, check) as pool,
-    ):
+    share = cores()
+    # A cell has its share of the cores, and runs no more at a time than there is one for.
+    jobs = min(pipeline.jobs, share) if is_inside() else pipeline.jobs
+    with _signals_as_exceptions(), LocalPool(run, check) if jobs == 1 else WorkerPool(jobs, run, check) as pool:
         raise_all(pool.check(commands_of(pending.values())))
         failed: list[str] = []
         while True:
             ready = [stage for stage in pending.values() if finished.issuperset(stage.needs)][: pool.free]
             # A function of the configuration alone: with other threads, sums round otherwise.
-            threads = max(1, cores() // pipeline.jobs)
+            threads = max(1, share // pipeline.jobs)
             for stage in ready:
                 del pending[stage.name]
                 # Two threads on one core wait for each other: a training step takes thirty times as long.
-                mine = min(stage.threads or threads, cores())
+                mine = min(stage.threads or threads, share)
                 pool.submit(_begin(stage, states[stage.name], prints[stage.name], can_resume, mine))
                 progress.start(stage.name)
             if not pool.busy:
@@ -142,9 +138,12 @@ def run_pipeline(
                 (finished.add if result.ok else failed.append)(result.name)
                 write_timings(pipeline, states)
     for name in pending:
-        progress.line(name, "blocked", 0.0, f"needs {', '.join(n for n in pending[name].needs if n not in finished)}")
+        lacks = ", ".join(n for n in pending[name].needs if n not in finished)
+        progress.line(name, "blocked", 0.0, f"did not run, for it needs {lacks}")
     for name in failed:
         progress.tail(states[name].log_path())
+    if failed:
+        progress.write(f"failed: {', '.join(failed)}. Mend that and give the same command again: what is done is kept.")
     return int(bool(failed))
 
 

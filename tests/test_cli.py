@@ -109,7 +109,7 @@ def test_config_files_overlay_each_other_and_the_command_line_wins(tmp_path: Pat
         (["a", "--episods", "3"], "unknown option --episods; did you mean --episodes?"),
         (["a", "--episode", "3"], "unknown option --episode; did you mean --episodes?"),
         (["a", "--episodes", "many"], "episodes: expected int, found many"),
-        (["a", "--kind", "c"], "kind: expected Literal['a', 'b'], found c"),
+        (["a", "--kind", "c"], "kind: expected one of 'a', 'b', found c"),
         (["--config", "absent.yaml"], "--config absent.yaml: there is no such file"),
         ([], "the following arguments are required: agents"),
     ],

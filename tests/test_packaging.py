@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import lit_align
-from lit_align.commands import COMMANDS, STAGES
+from lit_align.commands import ALONE, COMMANDS, STAGES
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,6 +30,8 @@ def test_every_verb_is_there() -> None:
     for verb in COMMANDS:
         module = importlib.import_module(f"lit_align.commands.{verb}")
         assert inspect.getdoc(module.run), f"the help of {verb} is the docstring of run()"
+        if verb in ALONE:
+            continue
         assert "out" in inspect.signature(module.run).parameters, f"a pipeline gives {verb} its folder as --out"
     assert set(CLASSES) == set(STAGES)
     for path in (path for pair in CLASSES.values() for path in pair):

@@ -17,6 +17,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lit_align import workers
 from lit_align.errors import UserError
 from lit_align.pipeline import StageSpec, as_word, commands_of, flatten, load_pipeline, sort_stages
 from lit_align.progress import Progress
@@ -249,6 +250,32 @@ def test_a_cell_runs_as_a_pipeline_of_its_own(case: Case, jobs: int) -> None:
         assert case.options(f"{name}/two")["from"] == str(case.out / name / "one")
         assert "done     one" in (case.out / name / "log.txt").read_text()
         assert (case.out / name / "runs-two").read_text() == "x"
+
+
+@pytest.mark.parametrize("share", [None, "1"])
+def test_pipelines_inside_a_pipeline_use_no_more_threads_than_there_are_cores(
+    case: Case, monkeypatch: pytest.MonkeyPatch, share: str | None
+) -> None:
+    """Two cells, two at a time, of three stages each, two at a time; with a share, inside a pipeline themselves."""
+    if share is not None:
+        monkeypatch.setenv(workers.SHARE, share)
+    inner = {f"s{i}": {"run": "write", "args": {"seconds": 0.4}} for i in range(3)}
+    stages = {name: {"run": "pipeline", "config": cell(case, inner, jobs=2)} for name in ("cell_0", "cell_1")}
+    assert case.run(stages, jobs=2)[0] == 0
+    ran = [case.options(f"{name}/{stage}") for name in stages for stage in inner]
+    busy = [sum(int(b["threads"]) for b in ran if b["began"] <= a["began"] < b["ended"]) for a in ran]
+    assert max(busy) <= int(share or len(os.sched_getaffinity(0)))
+    assert os.environ.get(workers.SHARE) == share
+
+
+def test_the_threads_of_a_pipeline_alone_are_as_before(case: Case) -> None:
+    """Sums round otherwise with other threads: more jobs than cores get a thread each, as they always did."""
+    available = len(os.sched_getaffinity(0))
+    stages = {f"s{i}": {"run": "write", "args": {"seconds": 0.8}} for i in range(available + 1)}
+    case.run(stages, jobs=available + 1)
+    ran = [case.options(name) for name in stages]
+    assert {one["threads"] for one in ran} == {"1"}
+    assert len({one["process"] for one in ran}) == available + 1
 
 
 def test_a_cell_that_failed_goes_on_with_what_it_lacks(case: Case) -> None:

@@ -123,13 +123,27 @@ def test_without_results_nothing_is_claimed(repository: Path) -> None:
 def test_mistakes_are_said_clearly(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = run_folder(repository, 0, 90)
     assert results_table.main(["keep", str(run), "--name", "../x"], repository) == 2
+    found = read(run / "report" / "results.json")
+    found["agents"]["align_left"]["env_args"] = {"max_steps": 12}
+    elsewhere = repository / "outputs" / "brief"
+    write(found, elsewhere / "report" / "results.json")
+    assert results_table.main(["keep", str(elsewhere), "--name", "x"], repository) == 2
     (run / "timings.json").unlink()
     assert results_table.main(["keep", str(run), "--name", "x"], repository) == 2
     assert results_table.main(["keep", str(run / "nothing"), "--name", "x"], repository) == 2
     (repository / "README.md").write_text("no markers\n")
     assert results_table.main([], repository) == 2
     said = capsys.readouterr().err
-    assert all(word in said for word in ("--name is", "timings.json", "found no file", "expected one each"))
+    assert all(
+        word in said
+        for word in (
+            "--name is",
+            "align_left ({'max_steps': 12})",
+            "timings.json",
+            "found no file",
+            "expected one each",
+        )
+    )
     assert not (repository / "docs").exists()
 
 

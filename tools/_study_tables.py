@@ -84,7 +84,7 @@ def realigned(cells: Cells) -> str:
 
 
 def methods(cells: Cells) -> str:
-    """Every method at the same number of episodes."""
+    """Every method at the same number of episodes, with the env steps that these came to."""
     rows = []
     for title, kind, agent, stages in tables.METHODS:
         found = tables.entries(cells, kind, agent)
@@ -99,11 +99,12 @@ def methods(cells: Cells) -> str:
                 "in rounds" if agent == "rest" else "no" if stages else "yes",
                 _share(tables.share(found, "left")),
                 _share(tables.share(found, "none")),
-                ABSENT if steps is None else f"{steps:,}",
+                *([ABSENT] * 3 if steps is None else [f"{n:,}" for n in (steps.recorded, steps.played, steps.total)]),
                 duration(seconds) if seconds else ABSENT,
             ]
         )
-    head = ["method", "reward model", "plays as it learns", "ends left", "none", "env steps in all", "time"]
+    head = ["method", "reward model", "plays as it learns", "ends left", "none"]
+    head += ["env steps compared", "env steps played", "env steps in all", "time"]
     return markdown(head, rows)
 
 

@@ -15,7 +15,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,21 +44,48 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
         root: the repository.
     """
     options = parser().parse_args(argv)
+
+    def keeps() -> list[Path]:
+        return [keep(Path(options.run), options.name, options.command, root)]
+
+    return run_tool({"keep": keeps}, options, fill, root)
+
+
+def run_tool(
+    writers: Mapping[str, Callable[[], list[Path]]],
+    options: argparse.Namespace,
+    fill: Callable[[Path, bool], int],
+    root: Path,
+) -> int:
+    """Does what the options of a tool say and returns its exit code: 2 for a mistake, which it prints.
+
+    Args:
+        writers: what writes files, by the options' `what`; the files' names are printed.
+        options: `what`, and `check` for `fill`.
+        fill: fills the pages of `root`, where there is no `what`.
+        root: the repository.
+    """
     try:
-        if options.what == "keep":
-            print(keep(Path(options.run), options.name, options.command, root).relative_to(root))
-            return 0
-        return fill(root, options.check)
+        if options.what is None:
+            return fill(root, options.check)
+        for path in writers[options.what]():
+            print(path.relative_to(root))
+        return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
+def tool_parser(name: str, description: str) -> tuple[argparse.ArgumentParser, Any]:
+    """The command line of a tool that fills tables, and where its other uses are added."""
+    made = argparse.ArgumentParser(prog=f"python -m tools.{name}", description=description)
+    made.add_argument("--check", action="store_true", help="change nothing; exit code 1 if something is out of date")
+    return made, made.add_subparsers(dest="what")
+
+
 def parser() -> argparse.ArgumentParser:
     """The tool's command line."""
-    made = argparse.ArgumentParser(prog="python -m tools.results_table", description="Fills tables of the pages.")
-    made.add_argument("--check", action="store_true", help="change nothing; exit code 1 if something is out of date")
-    what = made.add_subparsers(dest="what")
+    made, what = tool_parser("results_table", "Fills tables of the pages.")
     one = what.add_parser("keep", help="make docs/results/NAME.json from a finished run")
     one.add_argument("run", help="a pipeline's folder, such as outputs/quickstart")
     one.add_argument("--name", required=True, help="such as quickstart-seed0")
@@ -82,6 +109,7 @@ def keep(run: Path, name: str, command: str | None, root: Path) -> Path:
     seeds = sorted({int(entry["seed"]) for entry in found["agents"].values()})
     if len(seeds) != 1:
         raise UserError(f"{source} holds agents evaluated with the seeds {seeds}; expected one run, with one seed")
+    check_worlds(found["agents"], str(source))
     try:
         stages = json.loads((run / "timings.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
@@ -99,6 +127,15 @@ def keep(run: Path, name: str, command: str | None, root: Path) -> Path:
     target = root / RESULTS / f"{name}.json"
     results.write(found, target)  # type: ignore[arg-type]
     return target
+
+
+def check_worlds(agents: Mapping[str, Any], where: str) -> None:
+    """Raises a UserError if an agent's headline is of a world made with other arguments than the island's own."""
+    other = [f"{name} ({entry['env_args']})" for name, entry in agents.items() if entry.get("env_args")]
+    if other:
+        raise UserError(
+            f"{where} holds headlines of other worlds than the island as it is: {', '.join(other)}; tables are of that"
+        )
 
 
 def commit(root: Path) -> str:

@@ -21,7 +21,7 @@ from lit_align.evaluation.study import STATE, as_text, read_cell
 from lit_align.evaluation.study_tables import Cells
 from lit_align.files import write_whole
 from tools._study_tables import TABLES
-from tools.results_table import ROOT, commit, hardware
+from tools.results_table import ROOT, check_worlds, commit, hardware, run_tool, tool_parser
 
 RESULTS, IMAGES = Path("docs") / "results" / "study", Path("docs") / "images" / "study"
 PLACE = re.compile(r"(?P<start><!-- study: (?P<name>[\w-]+) -->\n).*?(?P<end><!-- /study -->)", re.DOTALL)
@@ -35,26 +35,13 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
         root: the repository.
     """
     options = parser().parse_args(argv)
-    try:
-        if options.what == "keep":
-            for path in keep(Path(options.run), options.command, root):
-                print(path.relative_to(root))
-            return 0
-        if options.what == "figures":
-            for path in figures(root):
-                print(path.relative_to(root))
-            return 0
-        return fill(root, options.check)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    writers = {"keep": lambda: keep(Path(options.run), options.command, root), "figures": lambda: figures(root)}
+    return run_tool(writers, options, fill, root)
 
 
 def parser() -> argparse.ArgumentParser:
     """The tool's command line."""
-    made = argparse.ArgumentParser(prog="python -m tools.study_table", description="Fills the study's tables.")
-    made.add_argument("--check", action="store_true", help="change nothing; exit code 1 if something is out of date")
-    what = made.add_subparsers(dest="what")
+    made, what = tool_parser("study_table", "Fills the study's tables.")
     one = what.add_parser("keep", help="make docs/results/study/CELL.json for each finished cell")
     one.add_argument("run", help="the study's folder, such as outputs/study")
     one.add_argument("--command", help="what was typed, where it was not the study's file")
@@ -79,6 +66,7 @@ def keep(run: Path, command: str | None, root: Path) -> list[Path]:
         cell = read_cell(folder)
         if cell["lacks"]:
             continue
+        check_worlds(cell["agents"], str(folder))
         made = datetime.datetime.fromtimestamp((folder / "report" / "results.json").stat().st_mtime, datetime.UTC)
         cell["run"] = {
             "command": command or f"lit-align pipeline --config configs/jumppads/study.yaml --only {folder.name}",

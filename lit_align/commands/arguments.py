@@ -9,10 +9,11 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+from omegaconf.errors import OmegaConfBaseException
 
 from lit_align.errors import UserError, did_you_mean, raise_all
+from lit_align.files import read_yaml
 
 PARSER_MODE = "omegaconf+"
 """Interpolations are resolved after all files and command-line values are merged, so an overlay reaches them."""
@@ -28,6 +29,14 @@ class OneLineErrors:
         if not getattr(self, "exit_on_error", True):  # parsers that jsonargparse makes inside, it catches theirs
             super().error(message, ex)  # type: ignore[misc]
         raise UserError(explain(message, known_keys(self))) from ex
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102 (argparse's own)
+        try:
+            return super().parse_args(*args, **kwargs)  # type: ignore[misc]
+        except OmegaConfBaseException as error:  # an interpolation that leads nowhere, which the parser lets through
+            raise UserError(" ".join(str(error).split())) from error
+        except RecursionError as error:
+            raise UserError("a value is nested too deeply, or refers to itself") from error
 
 
 class Parser(OneLineErrors, ArgumentParser):
@@ -75,6 +84,7 @@ def explain(message: str, known: Iterable[str]) -> str:
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message).replace("typing.", "")
     text = re.sub(r'^Parser key "([^"]+)":\s*', r"\1: ", text)
     text = re.sub(r"Expected an? (.*?)\. Got value: (.*)", r"expected \1, found \2", text, flags=re.DOTALL)
+    text = re.sub(r"Literal\[([^\]]*)\]", lambda found: f"one of {found[1]}", text)
     text = re.sub(r"\s*\n\s*", " ", text)
     return text if len(text) < 600 else text[:590] + " ..."
 
@@ -89,9 +99,9 @@ def check_config_files(parser: Any, argv: list[str]) -> None:
             errors.append(f"--config {name}: there is no such file (looked in {Path.cwd()})")
             continue
         try:
-            content = yaml.safe_load(path.read_text())
-        except yaml.YAMLError as error:
-            errors.append(f"{name} is not valid YAML: {' '.join(str(error).split())}")
+            content = read_yaml(name)
+        except UserError as error:
+            errors.append(str(error))
             continue
         if content is not None and not isinstance(content, dict):
             errors.append(f"{name} holds a {type(content).__name__}, expected `key: value` lines")

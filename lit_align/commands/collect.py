@@ -12,9 +12,11 @@ from lit_align import __version__
 from lit_align.data.trajectories import Meta, TrajectoryWriter
 from lit_align.envs.gym import Observations
 from lit_align.errors import UserError
+from lit_align.hub import called
 from lit_align.rollout.recording import Play, Recordings, agent_plays, players_play
 from lit_align.seeds import PURPOSES
 from lit_align.spaces import ActionCodec
+from lit_align.workers import cores
 
 _PATIENCE = 20  # episodes that may be played for each one kept
 
@@ -89,7 +91,7 @@ def run(
             import torch
 
             torch.set_num_threads(threads)
-        provenance |= {"agent": os.path.basename(os.path.dirname(os.path.abspath(agent))), "temperature": temperature}
+        provenance |= {"agent": called(agent), "temperature": temperature}
         provenance |= {"top_p": top_p, "precision": precision}
         player = Agent.load(agent).prepare(precision, compile)
         recordings = agent_plays(player, play, worlds, temperature, top_p)
@@ -98,7 +100,7 @@ def run(
 
         mixture = dict(players or MIXTURE)
         provenance |= {"players": mixture, "targets": targets}
-        recordings = players_play(mixture, targets, play, workers or os.cpu_count() or 1)
+        recordings = players_play(mixture, targets, play, workers or cores())
     try:
         writer = TrajectoryWriter(out, codec, fps, env, play.env_args, provenance)
         _record(recordings, writer, episodes, only)

@@ -45,7 +45,9 @@ def run(
         test_fraction: Fraction of the episodes that only test pairs come from.
         ties: Keep pairs that the rule does not decide, labelled `tie`; else only decided pairs are drawn.
         seed: Decides the split, the pairs and the labels.
-        annotator: Who judges; None is an oracle.
+        annotator: Who judges; None is an oracle. `--annotator.kind` is oracle, boltzmann, myopic, mistaken or tied;
+            `--annotator.beta`, `--annotator.gamma`, `--annotator.mistake` (a probability) and `--annotator.tie_within`
+            are their parameters. `lit-align compare --annotator.help` tells what each does.
     """
     if not 0 < test_fraction < 1 or min(test_comparisons, 1 if comparisons is None else comparisons) < 1:
         raise UserError(

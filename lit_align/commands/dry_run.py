@@ -73,7 +73,7 @@ class DryRun(Callback):
 
     def _summary(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         summary: dict[str, Any] = {}
-        summary |= module.dry_run_summary() if hasattr(module, "dry_run_summary") else parameters(module)
+        summary |= parameters(getattr(module, "model", module))
         summary |= self._memory
         summary |= self._batch(trainer)
         steps = int(trainer.estimated_stepping_batches)  # reads the loaders, if nothing has

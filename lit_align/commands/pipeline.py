@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from pathlib import Path
 from typing import NoReturn
 
-from lit_align.commands import STAGES, VERBS, check_verb, run_verb
+from lit_align.commands import ALONE, STAGES, VERBS, check_verb, run_verb
+from lit_align.commands.inputs import missing_inputs
 from lit_align.errors import UserError, raise_all
 from lit_align.pipeline import Pipeline, commands_of, load_pipeline
 from lit_align.progress import Progress
@@ -18,10 +20,17 @@ from lit_align.workers import check_all
 def run_command(argv: list[str]) -> None:
     """Runs `lit-align pipeline ARGV`; ends with SystemExit(1) when a stage failed."""
     options, pipeline = _parse(argv)
+    places = [Path(file).parent for file in options.config]
     if options.dry_run:
-        _show(pipeline)
+        _show(pipeline, places)
         return
+    words = _will(pipeline)
+    raise_all(missing_inputs(pipeline, _to_run(words), places))
     progress = Progress(len(pipeline.stages), max(map(len, pipeline.stages)))
+    done = len(words) - len(_to_run(words))
+    many = f", up to {pipeline.jobs} at a time" if pipeline.jobs > 1 else ""
+    before = f"; {done} are done already, and said to be the `same`" if done else ""
+    progress.write(f"{len(words)} stages into {pipeline.out}{many}{before}")
     try:
         code = run_pipeline(pipeline, run_verb, check_verb, can_resume, progress)
         report = pipeline.out / "report" / "index.html"
@@ -47,7 +56,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Pipeline]:
     parser = _Parser(
         prog="lit-align pipeline",
         description="Runs a list of stages; finished ones are skipped unless their inputs changed.",
-        epilog="Any other --key value changes the file: --seed 1, --out outputs/other, --jobs 1, "
+        epilog="Any other --key value changes the file: --seed 1, --out outputs/other, --jobs 1, --wandb offline, "
         "--stages.pretrain.args.trainer.max_epochs 3",
         allow_abbrev=False,
     )
@@ -55,7 +64,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Pipeline]:
     parser.add_argument("--only", action="append", default=[], metavar="STAGE", help="this stage and what it needs")
     parser.add_argument("--dry_run", action="store_true", help="check everything, show what would run, and stop")
     options, rest = parser.parse_known_args(argv)
-    pipeline = load_pipeline(options.config, overrides_of(rest), VERBS)
+    pipeline = load_pipeline(options.config, overrides_of(rest), set(VERBS) - set(ALONE))
     return options, pipeline.only(options.only) if options.only else pipeline
 
 
@@ -83,19 +92,35 @@ def can_resume(run: list[str]) -> bool:
     return run[0] in STAGES and run[1:2] == ["fit"]
 
 
-def _show(pipeline: Pipeline) -> None:
-    prints = pipeline.fingerprints()
-    raise_all(check_all(check_verb, commands_of(pipeline.stages.values())))
+def _will(pipeline: Pipeline) -> dict[str, str]:
+    """What is to become of each stage: `same`, it is done; `resume` or `run`."""
+    prints, found = pipeline.fingerprints(), {}
     for name, stage in pipeline.stages.items():
         state = StageState(pipeline.out, name, stage.is_cell)
-        will = "same" if state.is_done(prints[name]) else "run"
-        if will == "run" and state.was_interrupted(prints[name]) and can_resume(stage.run):
-            will = "resume"
+        found[name] = "same" if state.is_done(prints[name]) else "run"
+        if found[name] == "run" and state.was_interrupted(prints[name]) and can_resume(stage.run):
+            found[name] = "resume"
+    return found
+
+
+def _show(pipeline: Pipeline, places: list[Path]) -> None:
+    raise_all(check_all(check_verb, commands_of(pipeline.stages.values())))
+    words = _will(pipeline)
+    for name, stage in pipeline.stages.items():
+        will = words[name]
         notes = [f"needs {', '.join(stage.needs)}"] if stage.needs else []
         if stage.inner is not None:
             notes.append(f"{_done_in(stage.inner)} of {len(stage.inner.stages)} stages are done")
         after = f"  # {'; '.join(notes)}" if notes else ""
         sys.stdout.write(f"{will:<7} {name}: lit-align {shlex.join(stage.argv)}{after}\n")
+    for message in missing_inputs(pipeline, _to_run(words), places):
+        sys.stdout.write(f"missing {message}\n")
+    todo = len(_to_run(words))
+    sys.stdout.write(f"{todo} of {len(words)} stages would run in {pipeline.out}; those marked `same` are done\n")
+
+
+def _to_run(words: dict[str, str]) -> list[str]:
+    return [name for name, word in words.items() if word != "same"]
 
 
 def _done_in(pipeline: Pipeline) -> int:

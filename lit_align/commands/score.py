@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from lit_align.data.trajectories import TrajectoryDataset
-from lit_align.data.trajectory import Trajectory
+from lit_align.data.trajectory import ENDED, Trajectory
 from lit_align.files import write_whole
+from lit_align.hub import called
 
 
 def run(reward_model: str, trajectories: str, out: str, batch_size: int = 16, threads: int | None = None) -> None:
@@ -46,7 +47,7 @@ def run(reward_model: str, trajectories: str, out: str, batch_size: int = 16, th
     content = {
         "schema": 1,
         "trajectories": Path(trajectories).name,
-        "reward_model": Path(reward_model).parent.name,
+        "reward_model": called(reward_model),
         "scores": scores,
     }
     write_whole(target / "scores.json", json.dumps(content, indent=1) + "\n")
@@ -55,7 +56,7 @@ def run(reward_model: str, trajectories: str, out: str, batch_size: int = 16, th
     ]
     names, counts = np.unique(dataset.episodes["outcome"][best].astype(str), return_counts=True)
     line = f"{len(dataset)} episodes scored; the best fifth: " + ", ".join(
-        f"{name} {count}" for name, count in zip(names, counts, strict=True)
+        f"{name or ENDED} {count}" for name, count in zip(names, counts, strict=True)
     )
     print(line)  # noqa: T201  what the command found
     (target / "headline.txt").write_text(line + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 import lit_align.envs  # noqa: F401  registers our own worlds
 from lit_align.errors import UserError, did_you_mean
+from lit_align.imports import import_named
 
 # Where the worlds of a namespace come from: the module that registers them, and what to install.
 _PLUGINS = {
@@ -29,7 +31,8 @@ def make(env_id: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
     """Makes any world that Gymnasium knows or can import.
 
     Args:
-        env_id: Such as `LitAlign/Jumppads-v0`; `module:Name-v0` imports the module first.
+        env_id: Such as `LitAlign/Jumppads-v0`; `module:Name-v0` imports the module first, which is installed, or lies
+            in the working directory.
         **kwargs: Passed to the world.
 
     Returns:
@@ -155,8 +158,11 @@ def _kind(space: spaces.Space[Any]) -> str:
 
 
 def _load_plugin(env_id: str) -> None:
-    """Imports the package that registers the namespace of an id, if it is one that does not register itself."""
-    if env_id in gymnasium.registry or ":" in env_id or not env_id:
+    """Imports the module that an id names, or the package that registers its namespace, if that is known."""
+    if env_id in gymnasium.registry or not env_id:
+        return
+    if ":" in env_id:
+        _import_own(env_id, env_id.partition(":")[0])
         return
     name = env_id.split("/")[0] if "/" in env_id else env_id.split("-")[0]
     module, package = _PLUGINS.get(name.lower(), ("", ""))
@@ -168,3 +174,18 @@ def _load_plugin(env_id: str) -> None:
         raise UserError(f"the environment '{env_id}' comes with '{package}': pip install {package}") from error
     if env_id not in gymnasium.registry:
         gymnasium.register_envs(plugin)
+
+
+def _import_own(env_id: str, module: str) -> None:
+    """Imports the module of `module:Name-v0`."""
+    try:
+        import_named(module)
+    except ModuleNotFoundError as error:
+        if error.name != module and not module.startswith(f"{error.name}."):  # it is there, and lacks something itself
+            raise UserError(f"the environment '{env_id}' needs a package that is missing: {error}") from error
+        raise UserError(
+            f"the environment '{env_id}' is in a module {module!r}, which is neither installed nor in {Path.cwd()}: "
+            "start lit-align in the folder that it lies in, or name that folder in PYTHONPATH"
+        ) from error
+    except Exception as error:  # whatever the module does when it is imported
+        raise UserError(f"cannot import {module!r} of '{env_id}': {type(error).__name__}: {error}") from error

@@ -11,6 +11,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lit_align.data.trajectory import ENDED
+
 
 class Ended(Protocol):
     """What is read of a trajectory."""
@@ -41,7 +43,7 @@ class Slim:
     def of(cls, trajectory: Ended) -> Slim:
         """Leave the frames behind."""
         return cls(
-            trajectory.id, trajectory.seed, trajectory.outcome or "none", trajectory.reason, trajectory.positions.copy()
+            trajectory.id, trajectory.seed, trajectory.outcome or ENDED, trajectory.reason, trajectory.positions.copy()
         )
 
 

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from lit_align.evaluation import paired
+from lit_align.evaluation.controls import Controls, aligned_in
 from lit_align.evaluation.curves import Columns, read_metrics
 from lit_align.evaluation.episodes import Episodes
 from lit_align.evaluation.footage import Film, read_index
 from lit_align.evaluation.paired import PairedFilm
 from lit_align.evaluation.plan import Plan, plan_of
-from lit_align.evaluation.results import OTHER_WORLD, AgentResult, Results, ResultsError, build, merge, read
+from lit_align.evaluation.results import Results, ResultsError, build, merge, read
 from lit_align.evaluation.style import agent_order
+from lit_align.files import mapping_of
 
 EVALUATION = "eval_"
 MARK = ".report"  # in a report's folder, which is made anew
@@ -64,6 +66,12 @@ class Gathered:
         outcomes = {outcome for entry in self.results["agents"].values() for outcome in entry["outcomes"]}
         return sorted(found & outcomes if outcomes else found)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to tell of: no results, no metrics, no stage that ended, nothing damaged either."""
+        told = (self.results["agents"], self.results.get("ablations"), self.results["reward_models"], self.episodes)
+        return not any((*told, self.films, self.paired, self.metrics, self.runs, self.notes))
+
     def title_of_task(self) -> str:
         """Return the environment's name."""
         return self.results["environment"]
@@ -75,13 +83,14 @@ def gather(folder: Path) -> Gathered:
     parts = list(_results(folder, notes))
     environment = parts[0]["environment"] if parts else "an environment that nothing was evaluated in"
     found = Gathered(folder, build(environment), notes=notes, plan=plan_of(environment))
-    for part in [_with_ablations(part) for part in parts]:
+    controls = Controls(aligned_in(folder), [entry for part in parts for entry in part["agents"].values()])
+    for part in [_with_ablations(part, controls) for part in parts]:
         try:
             found.results = merge([found.results, part])
         except ResultsError as error:
             notes.append(str(error))
     _add_reward_models(folder, found)
-    for name, path in _evaluations(folder):
+    for name, path in _evaluations(folder, controls):
         if name not in found.episodes and (path / "episodes.npz").is_file():
             try:
                 found.episodes[name] = Episodes.load(path / "episodes.npz")
@@ -112,7 +121,7 @@ def _results(folder: Path, notes: list[str]) -> Iterator[Results]:
             notes.append(str(error))
 
 
-def _evaluations(folder: Path) -> Iterator[tuple[str, Path]]:
+def _evaluations(folder: Path, controls: Controls) -> Iterator[tuple[str, Path]]:
     """Yield the name and the folder of every agent's evaluation; those of a stage with several agents come last."""
     for path in sorted(folder.glob(f"{EVALUATION}*")):
         yield path.name.removeprefix(EVALUATION), path
@@ -121,27 +130,17 @@ def _evaluations(folder: Path) -> Iterator[tuple[str, Path]]:
             ((name, entry),) = read(path)["agents"].items()
         except ValueError:  # damaged, which is noted where its numbers are read
             continue
-        yield _control_name(name, entry), path.parent
+        yield controls.name(name, entry), path.parent
 
 
-def _with_ablations(part: Results) -> Results:
+def _with_ablations(part: Results, controls: Controls) -> Results:
     """Move controls, as blanked frames and other worlds are, to where they cannot be taken for a headline."""
-    controls = {name: entry for name, entry in part["agents"].items() if _control_words(entry)}
-    if not controls:
+    apart = {name: entry for name, entry in part["agents"].items() if controls.words(entry)}
+    if not apart:
         return part
-    headline = {name: entry for name, entry in part["agents"].items() if name not in controls}
-    kept = {**part.get("ablations", {}), **{_control_name(name, entry): entry for name, entry in controls.items()}}
+    headline = {name: entry for name, entry in part["agents"].items() if name not in apart}
+    kept = {**part.get("ablations", {}), **{controls.name(name, entry): entry for name, entry in apart.items()}}
     return build(part["environment"], headline, part["reward_models"], kept)
-
-
-def _control_words(entry: AgentResult) -> list[str]:
-    """What an agent was evaluated under, in words for its name: `blank`, `away`, ...; none for a headline."""
-    changes = entry.get("env_args", {})
-    return ["blank"] * bool(entry.get("blank")) + [str(changes[name]) for name in OTHER_WORLD if name in changes]
-
-
-def _control_name(name: str, entry: AgentResult) -> str:
-    return "_".join([name, *(word for word in _control_words(entry) if word not in name.split("_"))])
 
 
 def _add_reward_models(folder: Path, found: Gathered) -> None:
@@ -177,12 +176,3 @@ def _runs(folder: Path) -> dict[str, Mapping[str, Any]]:
         if content.get("state") == "done" and "seconds" in content:
             found[path.stem] = {**found.get(path.stem, {}), "seconds": content["seconds"]}
     return found
-
-
-def mapping_of(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object; an empty one where it cannot be read or holds something else."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lit_align.data.trajectory import ENDED
 from lit_align.evaluation.curves import Columns, find, read_metrics
 from lit_align.evaluation.intervals import Interval, wilson
-from lit_align.files import write_whole
+from lit_align.files import mapping_of, write_whole
 
 if TYPE_CHECKING:
     from lit_align.rollout.rewards import Rewards
@@ -30,7 +31,7 @@ PICTURE, NUMBERS = "over_optimisation.png", "over_optimisation.json"
 PROXY, CLOCK = "reward/mean", "env_steps"
 KL = (r"^policy/kl$", r"^policy/kl_conditional$")
 RETURN = (r"^rollout/return", r"^env/return", r"^reward/env$")
-STRETCH = 0.1  # share of the run's iterations that are pooled: one iteration's rate is a matter of luck
+STRETCH = 0.1  # share of the run's iterations that are pooled: one iteration has few episodes
 
 Series = NDArray[np.float64]
 
@@ -86,12 +87,13 @@ class Stretch:
     interval: Interval | None = None
 
 
-def watch_of(columns: Columns, target: str | None = None) -> Watch | None:
+def watch_of(columns: Columns, target: str | None = None, own: bool = False) -> Watch | None:
     """Takes an alignment's curves out of the columns of its `metrics.csv`.
 
     Args:
         columns: Name -> values, one for each row; NaN where a row has none.
         target: The wanted outcome, if the run knows one.
+        own: Whether the agent was told the world's own reward and nothing else: then that is the return.
 
     Returns:
         None if these are not the metrics of an alignment, or no iteration was finished.
@@ -109,10 +111,13 @@ def watch_of(columns: Columns, target: str | None = None) -> Watch | None:
     outcomes = {name.partition("/")[2]: take(name) for name in columns if name.startswith("outcome/")}
     # An outcome that first came late has empty rows before: it did not come there.
     known = {name: np.nan_to_num(values) for name, values in outcomes.items() if name and values is not None}
+    if set(known) == {ENDED}:
+        known = {}  # the world names none
     kl_name = find(columns, *KL)
     steps, length = columns[CLOCK][rows], take("rollout/episode_steps")
     return Watch(
-        steps, columns[PROXY][rows], known, take(kl_name), kl_name or "", take(find(columns, *RETURN)),
+        steps, columns[PROXY][rows], known, take(kl_name), kl_name or "",
+        take(PROXY if own else find(columns, *RETURN)),
         None if length is None else np.round(np.diff(steps, prepend=0.0) / length), target,
     )  # fmt: skip
 
@@ -147,9 +152,9 @@ def peak_and_last(watch: Watch) -> tuple[Stretch, Stretch] | None:
 
 
 def over_optimised(watch: Watch) -> bool | None:
-    """Whether the true rate fell by more than luck, from its peak to the end, while the proxy rose.
+    """Whether the true rate fell, from its peak to the end, while the proxy rose.
 
-    More than luck: the Wilson 95 % intervals of the two stretches do not overlap. None where that cannot be told.
+    It fell where the Wilson 95 % intervals of the two stretches do not overlap. None where that cannot be told.
     """
     ends = peak_and_last(watch)
     if ends is None or ends[0].interval is None or ends[1].interval is None:
@@ -175,11 +180,13 @@ def in_words(watch: Watch) -> str:
     if peak.env_steps == last.env_steps:
         return f"{at}, which is the end of the run."
     ended = f"{at}; at the end, {last.env_steps:,.0f} env steps, it is {said(last)}"
+    if watch.returns is not None and np.array_equal(watch.returns, watch.proxy):
+        return f"{ended}. That is what the agent was told: no reward model stands between."
     moved = f"the reward went from {peak.proxy:.3g} to {last.proxy:.3g}"
     if over_optimised(watch):
         return (
-            f"{ended}, while {moved}: the true rate fell as the reward rose, by more than luck. The reward model is "
-            "being exploited: stop earlier, raise model.kl, or compare newer play."
+            f"{ended}, while {moved}: the true rate fell (the two 95 % intervals do not overlap) as the reward rose. "
+            "The reward model is being exploited: stop earlier, raise model.kl, or compare newer play."
         )
     return f"{ended}; {moved}."
 
@@ -231,7 +238,12 @@ def wanted(rewards: Rewards) -> str | None:
     return (told.pop() or None) if agree else None
 
 
-def leave(folder: str | os.PathLike[str], target: str | None = None) -> None:
+def is_own(rewards: Rewards) -> bool:
+    """Whether a run is told the world's own reward and nothing else."""
+    return rewards.names == ["env"] and not rewards.models
+
+
+def leave(folder: str | os.PathLike[str], target: str | None = None, own: bool = False) -> None:
     """Writes the picture and the numbers into an alignment's run folder, from its `metrics.csv`.
 
     A run that is finished is not ended by its picture: whatever goes wrong is a warning.
@@ -239,12 +251,13 @@ def leave(folder: str | os.PathLike[str], target: str | None = None) -> None:
     Args:
         folder: The run folder; one without metrics of an alignment is left as it is.
         target: The wanted outcome, if the run knows one.
+        own: See `watch_of`.
     """
     run = Path(folder)
     try:
         if not (run / "metrics.csv").is_file():
             return
-        watch = watch_of(read_metrics(run / "metrics.csv"), target)
+        watch = watch_of(read_metrics(run / "metrics.csv"), target, own)
         if watch is None:
             return
         write_whole(run / NUMBERS, json.dumps(numbers(watch), indent=2) + "\n")
@@ -255,12 +268,15 @@ def leave(folder: str | os.PathLike[str], target: str | None = None) -> None:
         warnings.warn(f"{run / PICTURE} was not drawn: {type(error).__name__}: {error}", stacklevel=2)
 
 
+def watch_in(folder: Path, columns: Columns) -> Watch | None:
+    """The curves of a run that is there, by its metrics and by what it left of itself."""
+    told = mapping_of(folder / NUMBERS)
+    same = told.get("return") is not None and told.get("return") == told.get("proxy")
+    return watch_of(columns, target_of(folder, columns), own=same)
+
+
 def target_of(folder: Path, columns: Columns) -> str | None:
     """The wanted outcome of a run that is there: as it says itself, else by its folder's name (`align_left`)."""
-    try:
-        told = json.loads((folder / NUMBERS).read_text()).get("target")
-    except (OSError, ValueError, AttributeError):
-        told = None
-    if told:
+    if told := mapping_of(folder / NUMBERS).get("target"):
         return str(told)
     return next((word for word in folder.name.split("_")[1:] if f"outcome/{word}" in columns), None)

@@ -13,7 +13,7 @@ from lit_align.evaluation.curves import align_panels, curves, loss_panel
 from lit_align.evaluation.footage import Film
 from lit_align.evaluation.gather import Gathered
 from lit_align.evaluation.heatmap import Routes, heatmaps
-from lit_align.evaluation.over_optimisation import Watch, target_of, watch_of
+from lit_align.evaluation.over_optimisation import Watch, watch_in
 from lit_align.evaluation.over_optimisation_chart import draw as draw_watch
 from lit_align.evaluation.overview import Story, overview
 from lit_align.evaluation.video import read_mp4
@@ -95,7 +95,7 @@ def _draw(found: Gathered, out: Path, theme: style.Theme) -> set[str]:
 
 def watches(found: Gathered) -> dict[str, Watch]:
     """Return stage -> what its alignment was told and did, for every stage that is one."""
-    seen = {name: watch_of(columns, target_of(found.folder / name, columns)) for name, columns in found.metrics.items()}
+    seen = {name: watch_in(found.folder / name, columns) for name, columns in found.metrics.items()}
     return {name: watch for name, watch in sorted(seen.items(), key=lambda item: style.agent_order(item[0])) if watch}
 
 

@@ -32,7 +32,11 @@ year of human play against our small network and scripted players, so it says wh
 what we should match."""
 
 OTHER_WORLDS = """<em>away</em> starts in the yard, facing away from the pads; <em>elsewhere</em> at other places of
-the island; <em>dusk</em> and <em>night</em> have another sky and less light. No stage trained there."""
+the island; <em>dusk</em> and <em>night</em> have another sky and less light. Other words are arguments that the world
+was made with, such as <em>max-steps-60</em>. No alignment played there."""
+
+MADE_WITH = """These agents played, as in alignment, a world that was made with {arguments}: compare them with others
+of the same world only."""
 
 BLANKED = """What is left here is habit; the difference to the table above is what was seen."""
 

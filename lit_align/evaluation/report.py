@@ -30,11 +30,16 @@ def build_report(run_folder: Path, out: Path) -> Path:
         out: Folder of the report; an earlier report there is replaced.
 
     Raises:
-        UserError: There is something else in `out`.
+        UserError: There is something else in `out`, or nothing to report in the run's folder.
     """
     out = Path(out)
     _check_free(out)
     found = gather(Path(run_folder))
+    if found.is_empty:
+        raise UserError(
+            f"found nothing to report in {run_folder}; expected the folder of a pipeline, such as outputs/quickstart, "
+            "in which each stage has a folder with its results.json, metrics.csv or reward_model/"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:

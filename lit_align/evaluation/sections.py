@@ -17,7 +17,7 @@ from lit_align.evaluation.pictures import (
     pair_films,
     watches,
 )
-from lit_align.evaluation.results import OTHER_WORLD, Rate
+from lit_align.evaluation.results import Rate
 
 
 def task_section(found: Gathered) -> list[str]:
@@ -64,6 +64,11 @@ def results_section(found: Gathered, drawn: dict[str, int]) -> list[str]:
         page.table(["agent", *outcomes, "episodes"], rows),
         page.paragraph(prose.RATES.format(paper=escape(paper.CITATION)), "small"),
     ]
+    made = {
+        ", ".join(f"{key} {value}" for key, value in entry.get("env_args", {}).items())
+        for entry in found.results["agents"].values()
+    } - {""}
+    parts += [page.paragraph(prose.MADE_WITH.format(arguments=escape(text)), "small") for text in sorted(made)]
     return parts + _controls(found)
 
 
@@ -77,7 +82,7 @@ def _share(rate: Rate | None, theirs: float | None) -> str:
 def _controls(found: Gathered) -> list[str]:
     controls = {n: e for n, e in found.results.get("ablations", {}).items() if isinstance(e, Mapping)}
     blanked = {n: e for n, e in controls.items() if e.get("blank")}
-    moved = {n: e for n, e in controls.items() if not e.get("blank") and set(OTHER_WORLD) & set(e.get("env_args", {}))}
+    moved = {n: e for n, e in controls.items() if not e.get("blank") and e.get("env_args")}
     parts = []
     for title, words, entries in (
         ("Control: the same agents with the picture blanked", prose.BLANKED, blanked),

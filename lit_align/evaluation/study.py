@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from lit_align.errors import UserError
-from lit_align.evaluation.gather import Gathered, gather, mapping_of
-from lit_align.evaluation.over_optimisation import NUMBERS, numbers, target_of, watch_of
-from lit_align.files import write_whole
+from lit_align.evaluation.gather import Gathered, gather
+from lit_align.evaluation.over_optimisation import NUMBERS, numbers, watch_in
+from lit_align.files import mapping_of, write_whole
 
 SCHEMA = 1
 STATE = ".pipeline"
@@ -126,7 +126,7 @@ def _alignments(found: Gathered) -> dict[str, Any]:
     for name, columns in found.metrics.items():
         told = mapping_of(found.folder / name / NUMBERS)
         if not told:
-            watch = watch_of(columns, target_of(found.folder / name, columns))
+            watch = watch_in(found.folder / name, columns)
             told = {} if watch is None else numbers(watch)
         if told:
             made[name] = told

@@ -147,7 +147,7 @@ def _methods(cells: Cells, path: Path) -> Path | None:
     ]
     for title, kind, agent, _ in tables.METHODS:
         steps = tables.env_steps(cells, agent)
-        label = title if steps is None else f"{title}\n{short(round(steps, -3))} steps"
+        label = title if steps is None else f"{title}\n{short(round(steps.total, -3))} steps"
         rows.append(
             (label, tables.share(tables.entries(cells, kind, agent), "left"), BLUE if "online" in kind else GREEN)
         )

@@ -142,19 +142,39 @@ def reward_models(cells: Cells) -> dict[str, dict[str, dict[str, list[Mapping[st
     return made
 
 
-def env_steps(cells: Cells, method: str) -> int | None:
-    """Steps that a method's agent was let play, those of the rollouts that its reward model learned from included."""
+@dataclass(frozen=True)
+class Steps:
+    """Env steps that a method's agent came from.
+
+    Attributes:
+        recorded: Of the rollouts whose comparisons taught the reward model, or the agent itself.
+        played: That it played while it learned: online, or in rounds.
+    """
+
+    recorded: int
+    played: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.recorded + self.played
+
+
+def env_steps(cells: Cells, method: str) -> Steps | None:
+    """Env steps of a method of `METHODS`; None where it did not run yet."""
     _, kind, agent, stages = next(row for row in METHODS if row[2] == method)
     cell, base = next(iter(of_kind(cells, kind)), None), next(iter(of_kind(cells, "base")), None)
     if cell is None or base is None or agent not in cell["agents"]:
         return None
-    needed = [cell["rollouts"].get(stage) for stage in stages]
-    if method not in WITHOUT_REWARD_MODEL:
-        needed.append(base["rollouts"].get("rollouts"))
+    own = [cell["rollouts"].get(stage) for stage in stages]
     online = 0 if stages else cell["agents"][agent].get("env_steps")
-    if online is None or None in needed:
+    if online is None or None in own:
         return None
-    return int(online) + sum(int(rollouts["steps"]) for rollouts in needed if rollouts)
+    steps = sum(int(rollouts["steps"]) for rollouts in own if rollouts)
+    if method in WITHOUT_REWARD_MODEL:
+        return Steps(steps, int(online))
+    compared = base["rollouts"].get("rollouts")
+    return None if compared is None else Steps(int(compared["steps"]), int(online) + steps)
 
 
 def curve(cells: Cells, target: str, size: str, start: str) -> Mapping[str, Any] | None:

@@ -17,6 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from lit_align.stages.fake import Imitation
 
 DTYPES = {"64": torch.float64, "32": torch.float32, "16": torch.float16}
+PEAKS = {"H200": 989e12, "H800": 989e12, "A800": 312e12, "L40S": 362e12, "4090": 165e12}
+"""FLOPs a second in 16 bits, dense, float32 accumulation, as their maker says, of GPUs that Lightning's table lacks, or
+has with sparsity or without tensor cores."""
 
 
 @dataclass
@@ -79,13 +82,17 @@ def count_flops(
 def peak_flops(device: torch.device, precision: str) -> float | None:
     """FLOPs a second that a device can do at the most, in the numbers of a Trainer's precision; None if unknown.
 
-    Of a GPU what its maker says (Lightning's table, dense); of a CPU what a large matrix product reaches here.
+    Of a GPU what its maker says (`PEAKS`, else Lightning's table); of a CPU what a large matrix product reaches here.
     """
     dtype = DTYPES.get(precision.partition("-")[0], torch.bfloat16)
     if device.type == "cpu":
         return _matmul_flops(dtype, torch.get_num_threads())
     if device.type != "cuda":
         return None
+    if dtype in (torch.bfloat16, torch.float16):
+        name = torch.cuda.get_device_name(device) if torch.cuda.is_available() else ""
+        if known := next((peak for part, peak in PEAKS.items() if part in name), None):
+            return known
     with suppress(Exception):  # names that the table's reader does not expect
         return get_available_flops(device, dtype)
     return None

@@ -32,6 +32,7 @@ from lit_align.stages.optim import OptimizerConfig
 from lit_align.stages.training import TrainConfig
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
+BETA, ALPHA, BIAS = 0.1, 0.1, 0.5
 
 
 class Prefer(Stage):
@@ -64,9 +65,9 @@ class Prefer(Stage):
     def __init__(
         self,
         loss: Literal["dpo", "cpl"] = "dpo",
-        beta: float = 0.1,
-        alpha: float = 0.1,
-        bias: float = 0.5,
+        beta: float = BETA,
+        alpha: float = ALPHA,
+        bias: float = BIAS,
         gamma: float = 1.0,
         label_smoothing: float = 0.0,
         normalise_length: bool = False,
@@ -301,4 +302,19 @@ def _check(
         ("imitation", imitation, imitation >= 0, "0 or more"),
         ("temperature", heat, heat > 0, more),
     )
-    raise_all([f"model.{name} is {value}; expected {hint}" for name, value, fits, hint in wanted if not fits])
+    errors = [f"model.{name} is {value}; expected {hint}" for name, value, fits, hint in wanted if not fits]
+    raise_all(errors + _unused(loss, {"beta": beta, "alpha": alpha, "bias": bias}))
+
+
+def _unused(loss: str, given: dict[str, float]) -> list[str]:
+    """A message if options of the other loss were given other values than the defaults."""
+    others = {"dpo": "cpl", "cpl": "dpo"}
+    idle = [name for name, (of, usual) in _OF_LOSS.items() if of != loss and given[name] != usual]
+    if not idle or loss not in others:
+        return []
+    told = " and ".join(f"model.{name} is {given[name]}" for name in idle)
+    return [f"{told}, which {loss} does not use: leave it out, or set model.loss to {others[loss]}"]
+
+
+_OF_LOSS = {"beta": ("dpo", BETA), "alpha": ("cpl", ALPHA), "bias": ("cpl", BIAS)}
+"""Options that one loss alone uses: which, and the default."""

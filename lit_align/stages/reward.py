@@ -17,6 +17,7 @@ from torchmetrics import CatMetric, MeanMetric
 
 from lit_align.data.loader import Batch, world_of
 from lit_align.data.pairs import PreferenceDataModule
+from lit_align.errors import raise_all
 from lit_align.evaluation.calibration import CalibrationError, GroupAccuracy, gaps_of
 from lit_align.models.agent import Agent
 from lit_align.models.folder import read_config
@@ -34,8 +35,10 @@ class Reward(Stage):
     hold what it made of them.
 
     Args:
-        heads: Scalar heads, an ensemble at the price of one; each learns on its own.
-        readout: `last` reads a trajectory's reward at its last frame, `sum` adds up every frame's.
+        heads: Scalar heads, an ensemble at the price of one; each learns on its own. None: 1, or as many as the reward
+            model has that the run starts from.
+        readout: `last` reads a trajectory's reward at its last frame, `sum` adds up every frame's. None: `last`, or
+            that of the reward model that the run starts from.
         label_smoothing: Probability that a label is taken to be wrong.
         train: What of the network trains, and how it runs.
         optimizer: Optimiser and schedule.
@@ -51,8 +54,8 @@ class Reward(Stage):
 
     def __init__(
         self,
-        heads: int = 1,
-        readout: Readout = "last",
+        heads: int | None = None,
+        readout: Readout | None = None,
         label_smoothing: float = 0.0,
         train: TrainConfig | None = None,
         optimizer: OptimizerConfig | None = None,
@@ -91,7 +94,7 @@ class Reward(Stage):
         else:
             agent = Agent.load(self.init_from, random_init=self.random_init)
             self._parent = agent.info
-            model = RewardModel.from_agent(agent, self.heads, self.readout)
+            model = RewardModel.from_agent(agent, 1 if self.heads is None else self.heads, self.readout or "last")
         self.reward_model = self.ready(model)
         self.shard()
 
@@ -105,6 +108,20 @@ class Reward(Stage):
         with torch.device("meta"):  # neither weights nor memory
             start = (RewardModel if self._goes_on() else Agent).load(self.init_from, "meta", random_init=True)
         check_observations("backbone", start.config, data)
+        if isinstance(start, RewardModel):
+            self._check_heads(start)
+
+    def _check_heads(self, start: RewardModel) -> None:
+        """Raises a UserError if other heads or another readout were asked for than those of the start."""
+        asked = (("heads", self.heads, start.heads), ("readout", self.readout, start.readout))
+        raise_all(
+            [
+                f"model.{name} is {given}, and the reward model of '{self.init_from}', which this run starts from, has "
+                f"{kept}: set --model.{name} to {kept} or null, or start from an agent"
+                for name, given, kept in asked
+                if given not in (None, kept)
+            ]
+        )
 
     def on_train_start(self) -> None:
         """Lets a frozen trunk see the trajectories, then starts the clock."""

@@ -23,7 +23,7 @@ from lit_align.models.agent import Agent
 from lit_align.models.config import BackboneConfig
 from lit_align.spaces import ActionCodec, gamepad_space
 from tests.evaluation import synthetic
-from tests.evaluation.test_report import links
+from tests.evaluation.test_report import began, links
 from tests.helpers import LightWorld, tiny_agent
 
 LIGHT, ISLAND = "LitAlign-test/Light-v0", "LitAlign/Jumppads-v0"
@@ -87,22 +87,25 @@ def test_other_worlds_stand_under_ablations(tmp_path: Path) -> None:
     }
     for folder, one in parts.items():
         write(build(ISLAND, {"align_left": one}), tmp_path / folder / "results.json")
-    # Longer or shorter episodes are no other place: a run in miniature has headlines too.
-    write(build(ISLAND, {"scratch": entry(1, env_args={"max_steps": 12})}), tmp_path / "eval_scratch" / "results.json")
+    short = entry(1, env_args={"max_steps": 12})
+    write(build(ISLAND, {"scratch": short}), tmp_path / "eval_scratch" / "results.json")
     found = gather(tmp_path)
     assert not found.notes
-    assert set(found.results["agents"]) == {"align_left", "scratch"}
-    assert found.results["agents"]["align_left"] == parts["eval_align_left"]
+    assert found.results["agents"] == {"align_left": parts["eval_align_left"]}
     assert found.results["ablations"] == {
         "align_left_dusk": parts["eval_align_left_dusk"],
         "align_left_away_night": parts["eval_align_left_both"],
-        "align_left_blank_elsewhere": parts["eval_align_left_short"],
+        "align_left_blank_elsewhere_max-steps-30": parts["eval_align_left_short"],
+        "scratch_max-steps-12": short,
     }
     text = build_report(tmp_path, tmp_path / "report").read_text()
     assert "where they never trained" in text
     never, blanked = text.index("where they never trained"), text.index("picture blanked")
     assert blanked < text.index("align_left_blank_elsewhere") < never < text.index("align_left_dusk")
     assert text.count("align_left_blank_elsewhere") == 1
+    (tmp_path / "alone").mkdir()  # a run in miniature, all of it in the same world, has headlines
+    write(build(ISLAND, {"scratch": short}), tmp_path / "alone" / "eval_scratch" / "results.json")
+    assert gather(tmp_path / "alone").results["agents"] == {"scratch": short}
     after = text[text.index('id="recovery"') :]
     assert after.count("<td>5</td><td>2</td>") == 2, "for any pad, and for the left one"
 
@@ -141,6 +144,7 @@ def test_the_report_shows_paired_videos(tmp_path: Path) -> None:
 
 
 def test_a_run_without_pads_has_no_word_of_misses(tmp_path: Path) -> None:
+    began(tmp_path)
     page = build_report(tmp_path, tmp_path / "report")
     assert "After a miss" not in page.read_text()
     assert links(page).anchors <= links(page).ids

@@ -98,7 +98,22 @@ def test_nothing_but_a_report_is_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
 
 
-def test_an_empty_run_says_what_was_not_run(tmp_path: Path) -> None:
+def test_a_folder_with_nothing_in_it_is_an_error_and_makes_no_page(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "notes.txt").write_text("nothing that a stage leaves")
+    with pytest.raises(UserError, match=r"found nothing to report in .*; expected the folder of a pipeline"):
+        build_report(tmp_path, tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+def began(folder: Path) -> None:
+    """One stage that ended, of which there is nothing to show."""
+    (folder / ".pipeline").mkdir()
+    (folder / ".pipeline" / "play.json").write_text('{"fingerprint": "x", "state": "done", "seconds": 3.0}')
+
+
+def test_a_run_that_just_began_says_what_was_not_run(tmp_path: Path) -> None:
+    began(tmp_path)
     page = build_report(tmp_path, tmp_path / "report")
     text = page.read_text()
     for part in ("Evaluation", "Reward model", "Alignment", "Training", "Videos"):
@@ -155,6 +170,50 @@ def test_what_a_reward_model_knows_of_itself_comes_into_the_results(tmp_path: Pa
     assert gather(tmp_path).results["reward_models"] == {"left": {"random": {"1000": known}}}
     page = build_report(tmp_path, tmp_path / "report").read_text()
     assert "<td><b>92.0 %</b></td><td>87.5 %</td><td>6.2 %</td><td>211</td>" in page
+
+
+def aligned(folder: Path, env_args: dict[str, object]) -> None:
+    """What an alignment's run folder says of its world."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(json.dumps({"data": {"env": "LitAlign/Jumppads-v0", "env_args": env_args}}))
+
+
+def test_worlds_made_with_other_arguments_never_stand_among_the_headlines(tmp_path: Path) -> None:
+    plain = agent_result({"left": 19, "none": 1}, seed=0)
+    fenced, short = ({"env_args": change} for change in ({"fenced": True}, {"max_steps": 60, "sky": "dusk"}))
+    parts = {
+        "eval_align_left": plain,
+        "eval_align_left_fenced": agent_result({"left": 20}, seed=0, **fenced),
+        "eval_short": agent_result({"left": 3, "none": 17}, seed=0, **short),
+    }
+    for name, entry in parts.items():
+        write(build("LitAlign/Jumppads-v0", {"align_left": entry}), tmp_path / name / "results.json")
+    for _ in range(2):  # as it stands, and with the alignment's own word for it
+        found = gather(tmp_path)
+        assert not found.notes
+        assert found.results["agents"] == {"align_left": plain}
+        assert found.results["ablations"] == {
+            "align_left_fenced-True": parts["eval_align_left_fenced"],
+            "align_left_dusk_max-steps-60": parts["eval_short"],
+        }
+        text = build_report(tmp_path, tmp_path / "report").read_text()
+        assert text.index("where they never trained") < text.index("align_left_fenced-True")
+        if not (tmp_path / "align_left").exists():
+            aligned(tmp_path / "align_left", {"size": 64})
+
+
+def test_the_world_that_a_run_aligned_in_is_its_headline_and_the_page_says_what_it_was(tmp_path: Path) -> None:
+    aligned(tmp_path / "align_left", {"size": 64, "max_steps": 60})
+    entries = {
+        "eval_align_left": agent_result({"left": 3, "none": 17}, seed=0, env_args={"max_steps": 60}),
+        "eval_longer": agent_result({"left": 9, "none": 11}, seed=0, env_args={"max_steps": 240}),
+    }
+    for name, entry in entries.items():
+        write(build("LitAlign/Jumppads-v0", {"align_left": entry}), tmp_path / name / "results.json")
+    found = gather(tmp_path).results
+    assert found["agents"] == {"align_left": entries["eval_align_left"]}
+    assert found["ablations"] == {"align_left_max-steps-240": entries["eval_longer"]}
+    assert "made with max_steps 60" in build_report(tmp_path, tmp_path / "report").read_text()
 
 
 def test_names_from_a_run_are_escaped(tmp_path: Path) -> None:

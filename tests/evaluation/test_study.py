@@ -75,9 +75,10 @@ def test_the_most_comparisons_are_all(cells: Any) -> None:
 
 def test_play_is_counted_with_the_rollouts_that_a_method_learned_from(cells: Any) -> None:
     """Online: the reward model's rollouts and its own play; ReST: these and its rounds; DPO: its rollouts alone."""
-    assert tables.env_steps(cells, "reinforce") == 100_000 + 80_000
-    assert tables.env_steps(cells, "rest") == 100_000 + 3 * 27_000 + 6
-    assert tables.env_steps(cells, "dpo") == 185_000
+    assert tables.env_steps(cells, "reinforce") == tables.Steps(recorded=100_000, played=80_000)
+    assert tables.env_steps(cells, "rest") == tables.Steps(100_000, 3 * 27_000 + 6)
+    assert tables.env_steps(cells, "dpo") == tables.Steps(185_000, 0)
+    assert tables.Steps(185_000, 7).total == 185_007
     assert tables.env_steps(cells, "grpo") is None
 
 

@@ -250,11 +250,11 @@ def test_options_that_do_not_fit_are_one_line(folder, capsys, options, word):
 
 def test_folders_that_are_missing_are_all_named(folder, capsys):
     run = [word for word in numbers(folder, "nothing") if not word.startswith("--model.reward_model")]
-    assert main([*run, "--model.rewards={no/one: 1.0, env: 1.0, no/two: 1.0}"]) == 2
+    assert main([*run, "--model.rewards={./no/one: 1.0, env: 1.0, ./no/two: 1.0}"]) == 2
     said = capsys.readouterr().err
     assert "2 things to mend" in said
-    assert "model.rewards: no config.json in 'no/one'" in said
-    assert "model.rewards: no config.json in 'no/two'" in said
+    assert "model.rewards: no config.json in './no/one'" in said
+    assert "model.rewards: no config.json in './no/two'" in said
     assert not (folder / "nothing").exists()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,8 @@ from lit_align.models.heads import PolicyConfig
 from lit_align.spaces import ActionCodec, gamepad_space
 from lit_align.stages.prefer import Prefer
 from tests.helpers import TINY, made_up, record, tiny_agent
-from tests.stages.runs import CPU, Process, assert_same_weights, rows
+from tests.stages.pair import torchrun
+from tests.stages.runs import CPU, assert_same_weights, rows
 
 
 class Table(nn.Module):
@@ -186,6 +188,28 @@ def test_what_does_not_fit_is_said_at_once():
         Prefer(init_from="x", loss="ipo")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="give --init_from"):
         Prefer()
+
+
+@pytest.mark.parametrize(
+    ("loss", "options", "says"),
+    [
+        ("cpl", {"beta": 0.5}, "model.beta is 0.5, which cpl does not use: leave it out, or set model.loss to dpo"),
+        ("dpo", {"alpha": 1.0}, "model.alpha is 1.0, which dpo does not use: leave it out, or set model.loss to cpl"),
+        ("dpo", {"alpha": 0.2, "bias": 1.0}, "model.alpha is 0.2 and model.bias is 1.0, which dpo does not use"),
+    ],
+)
+def test_an_option_of_the_other_loss_is_refused(loss, options, says):
+    with pytest.raises(UserError, match=says):
+        Prefer(init_from="x", loss=loss, **options)
+    other: Any = {"cpl": "dpo", "dpo": "cpl"}[loss]
+    assert Prefer(init_from="x", loss=other, **options).kind == other
+
+
+def test_the_shipped_settings_serve_both_losses():
+    """`configs/jumppads/prefer.yaml` names beta, and the study runs CPL on it: the default is no wish."""
+    given = yaml.safe_load((Path(__file__).parents[2] / "configs" / "jumppads" / "prefer.yaml").read_text())["model"]
+    for loss in ("dpo", "cpl"):
+        Prefer(init_from="x", **{**given, "loss": loss, "optimizer": None})
 
 
 PLAYED, TEST = 60, 16
@@ -459,19 +483,17 @@ def test_a_run_resumes_from_wherever_it_crashed(folder, tmp_path, whole, step):
 
 @pytest.mark.slow
 def test_two_processes_resume_too_and_measure_what_one_would(folder, tmp_path):
-    def start(out: Path, *more: str) -> Process:
-        two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--model.beta=0.5", "--checkpoint_every=2", *more]
-        return Process(prefer(folder, out, *two), tmp_path / "log")
-
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--model.beta=0.5", "--checkpoint_every=2"]
+    crash = ["--trainer.callbacks+=tests.stages.test_prefer.Stop", "--trainer.callbacks.step=9"]
     for place in (folder / "play" / ".cache").glob("reference-*"):
         place.unlink()
-    start(tmp_path / "whole").finish()
+    # All on the same two processes, which import the libraries once.
+    runs = [[], crash, ["--resume=last"]]
+    named = [prefer(folder, tmp_path / ("hurt" if more else "whole"), *two, *more) for more in runs]
+    (tmp_path / "runs.json").write_text(json.dumps(named))
+    torchrun(["-m", "tests.stages.test_prefer", str(tmp_path / "runs.json")], tmp_path / "log")
     assert len(stored(folder)) == 1
-    crash = ["--trainer.callbacks+=tests.stages.test_prefer.Stop", "--trainer.callbacks.step=9"]
-    hurt = start(tmp_path / "hurt", *crash)
-    assert hurt.process.wait(timeout=300) != 0
-    assert "pulled the plug" in hurt.log.read_text()
-    start(tmp_path / "hurt", "--resume=last").finish()
+    assert (tmp_path / "log").read_text().count("it is on: pulled the plug") == 2
     assert_same_run(tmp_path / "whole", tmp_path / "hurt")
     found = rows(tmp_path / "whole", "val/accuracy")[-1]
     change = ratios(Agent.load(folder / "base" / "agent"), Agent.load(tmp_path / "whole" / "agent"), episodes())
@@ -531,3 +553,14 @@ def test_a_broken_reference_is_found_before_a_run_begins(folder, tmp_path, capsy
     said = refused(prefer(folder, tmp_path / "run", f"--model.reference={tmp_path / 'agent'}"), capsys)
     assert "is not a readable safetensors file" in said
     assert not (tmp_path / "run").exists()
+
+
+if __name__ == "__main__":
+    for run in json.loads(Path(sys.argv[1]).read_text()):
+        torch.manual_seed(len(run))  # what a process drew before is not what the next run draws
+        try:
+            code = main(run)
+        except RuntimeError as error:
+            print("it is on:", error, flush=True)  # noqa: T201  what the test looks for
+        else:
+            assert code == 0

@@ -326,6 +326,23 @@ def test_kept_features_are_there_again_after_a_kill(brightness, tmp_path):
     assert first.info["by_gap"] == again.info["by_gap"]
 
 
+def test_a_run_from_a_reward_model_keeps_its_heads_or_says_that_it_would_not(brightness, tmp_path, capsys):
+    folder, _, _ = brightness
+    start = tmp_path / "start" / "reward_model"
+    RewardModel.from_agent(tiny_agent(), heads=3, readout="sum").save(start)
+    argv = ["reward", "fit", f"--init_from={start}", *CPU, *FROZEN, f"--data.preferences={folder / 'pairs'}"]
+    argv += ["--trainer.max_steps=1", "--trainer.limit_val_batches=0"]
+    assert main([*argv, f"--out={tmp_path / 'other'}", "--model.heads=1", "--model.readout=last"]) == 2
+    said = capsys.readouterr().err
+    assert f"model.heads is 1, and the reward model of '{start}', which this run starts from, has 3" in said
+    assert "model.readout is last" in said
+    assert "set --model.readout to sum or null" in said
+    for name, more in (("same", ["--model.heads=3"]), ("silent", [])):
+        assert main([*argv, f"--out={tmp_path / name}", *more]) == 0
+        model = RewardModel.load(tmp_path / name / "reward_model")
+        assert (model.heads, model.readout) == (3, "sum")
+
+
 def test_a_trunk_that_trains_sees_every_batch(brightness, tmp_path):
     folder, _, _ = brightness
     argv = ["--model.train.parameters=last_layers", "--trainer.max_steps=3", "--trainer.limit_val_batches=0"]

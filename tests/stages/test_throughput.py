@@ -143,6 +143,11 @@ def test_what_a_device_can_do(monkeypatch):
         assert peak_flops(torch.device("cuda"), precision) == 5
     assert asked == [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.bfloat16]
 
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    assert peak_flops(torch.device("cuda"), "bf16-mixed") == 989e12  # Lightning's table has twice as many: sparse ones
+    assert peak_flops(torch.device("cuda"), "32-true") == 5
+
     def unheard_of(device, dtype):
         raise IndexError("a card that nobody knows")
 

@@ -73,10 +73,11 @@ def test_what_each_table_says(repository: Path) -> None:
     assert rewards["50"][:4] == ["**90.0** (1 model)", "2.0", "**60.0** (1 model)", "2.0"]
     assert rewards["50"][4:] == ["91.5 (84.2-95.2)", "41.0 (11.5-72.5)"]
     methods = rows("methods", repository)
-    assert (methods["REINFORCE"][4], methods["REINFORCE"][5]) == ("180,000", "30 s")
+    assert methods["REINFORCE"][4:] == ["100,000", "80,000", "180,000", "30 s"]
+    assert methods["DPO"][4:7] == ["185,000", "0", "185,000"]
     assert methods["DPO"][:2] == ["no", "no"]
-    assert methods["DPO"][5] == "1 min 00 s"  # its comparisons and itself
-    assert methods["GRPO"][2:] == ["not measured yet"] * 4
+    assert methods["DPO"][7] == "1 min 00 s"  # its comparisons and itself
+    assert methods["GRPO"][2:] == ["not measured yet"] * 6
     assert rows("parameters", repository)["all"][2:] == ["3,000", "0.095"]
     assert rows("parameters", repository)["the heads alone (the paper's)"][2] == "never"
     curves = TABLES["curves"](study_table.kept(repository))

@@ -17,13 +17,6 @@ from lit_align.spaces import ActionCodec, gamepad_space
 from tools.bench._race import Timing
 
 CODEC = ActionCodec(gamepad_space())
-PEAKS = {"H100": 989e12, "H200": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "4090": 165e12}
-"""Dense bfloat16 operations a second that the maker names, float32 accumulation; SXM where there are several."""
-
-
-def peak(device_name: str) -> float | None:
-    """What the maker says of a device, if this file knows it."""
-    return next((value for name, value in PEAKS.items() if name in device_name), None)
 
 
 def wait(device: torch.device) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from lit_align.models.config import BackboneConfig
+from lit_align.stages.flops import peak_flops
 from tools.bench import _gpu
 from tools.bench._bench import Bench, NotHere, Result
 from tools.bench._gpu_data import frames_per_second, made_up_recording
@@ -57,9 +58,9 @@ def measure(options: argparse.Namespace) -> Result:
 def training(config: BackboneConfig, device: torch.device, options: argparse.Namespace) -> tuple[Case, int]:
     """The case and the batch size that was best."""
     steps = 3 if options.quick else 10
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    peak = peak_flops(device, "bf16-mixed") if device.type == "cuda" else None
     cost = _gpu.TrainStep(config, 1, WINDOW, device, compiled=False).flops_per_frame()
-    facts: dict[str, Any] = {"train_flops_per_frame": cost, "peak_flops": _gpu.peak(name), "window": WINDOW}
+    facts: dict[str, Any] = {"train_flops_per_frame": cost, "peak_flops": peak, "window": WINDOW}
     if device.type == "cuda":
         facts["matmul_flops"] = _gpu.matmul_rate(device)
     sweep: dict[str, dict[str, float]] = {}
