@@ -8,9 +8,13 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # The tests' networks are so small that more threads only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Other work on the machine is no fault of the code.
+settings.register_profile("lit_align", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("lit_align")
 # Started in the background, a shell has us ignore Ctrl-C, and so would all that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -23,8 +23,11 @@ COMMANDS = {
     "evaluate": "outcomes with intervals, seeds saved",
     "report": "the page with charts, heatmaps and videos",
     "study": "the numbers of many runs in one file, with figures",
-    "play": "watch an agent",
-    "export": "the agent or reward model of a checkpoint, as a folder, without training",
+    "play": "watch an agent, in a window or as a video",
+    "push": "what a run left goes to the Hugging Face Hub, with its card",
+    "pull": "an agent, a reward model, trajectories or preferences come from the Hub",
+    "serve": "an agent acts for games in any language, over a WebSocket or a Unix socket",
+    "export": "the agent or reward model of a checkpoint as a folder, or an agent as ONNX",
 }
 """Verbs that are a function `run(...)` in `lit_align.commands.VERB`."""
 
@@ -32,6 +35,9 @@ LISTS = {"runs": "which runs there are, how far they came and how they ended"}
 """Verbs that answer at once: `run_command` and `check_command` in `lit_align.commands.VERB`."""
 
 PIPELINE = {"pipeline": "the whole recipe, resumable, one progress line a stage"}
+
+ALONE = ("serve", *LISTS)
+"""Verbs that leave no folder, and are no stage of a pipeline."""
 
 VERBS = {**PIPELINE, **STAGES, **COMMANDS, **LISTS}
 
