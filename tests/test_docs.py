@@ -20,6 +20,7 @@ from lit_align.commands.stage import CLASSES, StageCLI
 from lit_align.pipeline import load_pipeline
 from tests import helpers
 from tools import results_table, study_table
+from tools.fuzz.__main__ import parser as fuzz_parser
 from tools.slurm import pipeline as slurm_pipeline
 
 ROOT = Path(__file__).parents[1]
@@ -104,7 +105,10 @@ def all_options() -> frozenset[str]:
         names |= set(known_keys(stage(verb, NEEDS[verb]).parser))
     names |= {"only", "dry_run", "jobs", "config"}  # of the pipeline
     names |= {action.dest for action in slurm_pipeline.parser()._actions}
-    return frozenset(names | {"signal", "requeue", "open-mode", "ntasks", "ntasks-per-node"})  # of sbatch
+    names |= {action.dest for action in fuzz_parser()._actions}
+    # Of sbatch and srun.
+    slurm = "signal requeue open-mode constraint time nodes ntasks ntasks-per-node cpus-per-task kill-on-bad-exit"
+    return frozenset(names | set(slurm.split()) | {"gpus-per-task", "gpu-bind", "gpus-per-node"})
 
 
 def stage(verb: str, argv: list[str]) -> StageCLI:

@@ -14,8 +14,8 @@ from tools.fuzz import TARGETS
 from tools.fuzz._harness import fuzz, module_of
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the fuzzers that are asked for, one after the other, and returns the exit code."""
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -24,9 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="number of the first case (default %(default)s)")
     parser.add_argument("--case", type=int, help="run this case alone")
     parser.add_argument("--limit", type=float, help="seconds of CPU that a case may take before it counts as hung")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the fuzzers that are asked for, one after the other, and returns the exit code."""
+    options = parser().parse_args(argv)
     if options.case is not None and options.target == "all":
-        parser.error("--case needs --target NAME: the same number is another case of each fuzzer")
+        parser().error("--case needs --target NAME: the same number is another case of each fuzzer")
     found = False
     names = TARGETS if options.target == "all" else (options.target,)
     for name in names:
