@@ -13,7 +13,7 @@ from typing import Any
 
 from lit_align.commands.environment import environment, this_process, versions
 from lit_align.errors import UserError
-from lit_align.files import write_whole
+from lit_align.files import mapping_of, write_whole
 from lit_align.stages.torn import LAST, PREVIOUS, damage, go_back, remove
 
 _log = logging.getLogger("lit_align.run")
@@ -45,7 +45,7 @@ class RunFolder:
         """Whether there is anything to go on from."""
         return self.last.exists() or self.last.with_name(PREVIOUS).exists()
 
-    def checkpoint(self, resume: str | None) -> Path | None:
+    def checkpoint(self, resume: str | None, read: bool = True) -> Path | None:
         """Returns the checkpoint that `--resume` means, or None to start afresh.
 
         A checkpoint is a file, or a folder of shards. One that is damaged is not used: in place of the last one the one
@@ -53,6 +53,8 @@ class RunFolder:
 
         Args:
             resume: `last`, `auto` (the last one if there is one), a file or folder, or None.
+            read: whether this process reads all of it to see whether it is whole. One that does not takes the last one
+                for now, and the choice of process 0 when processes can talk to each other (`RunState`).
 
         Raises:
             UserError: if there is no such checkpoint, or none that is whole.
@@ -60,24 +62,24 @@ class RunFolder:
         if resume is None or (resume == "auto" and not self.has_checkpoint):
             return None
         if resume in ("last", "auto"):
-            return self._newest(resume)
+            return self._newest(resume, read)
         path = Path(resume)
         if not path.exists():
             raise UserError(
                 f"--resume {resume}: there is no checkpoint {path}; expected a file or a folder of shards, `last` or "
                 "`auto`"
             )
-        if wrong := damage(path):
+        if wrong := damage(path) if read else "":
             raise UserError(f"--resume {resume}: {wrong}; expected a whole checkpoint of a stage's checkpoints/ folder")
         return path
 
-    def _newest(self, resume: str) -> Path:
+    def _newest(self, resume: str, read: bool) -> Path:
         last, before = self.last, self.last.with_name(PREVIOUS)
         if not self.has_checkpoint:
             raise UserError(
                 f"--resume {resume}: there is no checkpoint {last}; --resume auto starts afresh in that case"
             )
-        wrong = damage(last)
+        wrong = damage(last) if read else ""
         if not wrong:
             return last
         if worse := damage(before):
@@ -131,7 +133,7 @@ class RunFolder:
             facts: fields of `run.json`.
         """
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        before = _read_json(self.path / "environment.json")
+        before = mapping_of(self.path / "environment.json")
         earlier = [*before.pop("earlier", []), before] if before else []
         content = environment(argv, now) | ({"earlier": earlier} if earlier else {})
         self.write("environment.json", json.dumps(content, indent=2) + "\n")
@@ -141,11 +143,11 @@ class RunFolder:
     def sweep(self) -> None:
         """Removes what a process that was killed while it wrote has left beside its targets."""
         for stale in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
-            stale.unlink(missing_ok=True)
+            remove(stale)  # that of shards is a folder
 
     def read_run(self) -> dict[str, Any]:
         """Returns `run.json`, empty if there is none or it is damaged."""
-        return _read_json(self.path / "run.json")
+        return mapping_of(self.path / "run.json")
 
     def write_run(self, **fields: Any) -> None:
         """Changes fields of `run.json`."""
@@ -169,14 +171,6 @@ class RunFolder:
         for name in LOGGERS:
             logging.getLogger(name).addHandler(handler)
         return handler
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 LOGGERS = ("lightning.pytorch", "lightning.fabric", "lit_align", "py.warnings")

@@ -20,15 +20,19 @@ from lit_align import slurm
 from lit_align.commands.arguments import PARSER_MODE, OneLineErrors, check_config_files, known_keys
 from lit_align.commands.dry_run import DryRun, DryRunDone
 from lit_align.commands.fit import fit
+from lit_align.commands.hub_names import pin_names
 from lit_align.commands.loggers import loggers_of
 from lit_align.commands.run_folder import RunFolder
 from lit_align.commands.signals import Signals, handlers_put_back
+from lit_align.commands.wandb_story import LastPlay
 from lit_align.errors import UserError, did_you_mean, raise_all
+from lit_align.hub import fetch
 from lit_align.models.folder import read_config
 from lit_align.rollout.judge import NO_REFERENCE
 from lit_align.rollout.rewards import check_source
 from lit_align.stages.base import Stage
 from lit_align.stages.checkpoints import AtomicCheckpointIO, RunState, last_checkpoint
+from lit_align.stages.filming import Videos, filming
 from lit_align.stages.preemption import Preemption, slurm_environment
 
 CLASSES = {
@@ -102,6 +106,14 @@ class StageCLI(LightningCLI):
         add("--checkpoint_every", type=int | None, default=None, help="optimizer steps; always at an epoch's end")
         add("--wandb", type=Literal["offline", "online"] | None, default=None, help="log to Weights & Biases too")
         add("--tensorboard", type=bool, default=False, help="log to TensorBoard too, in the run folder's tensorboard/")
+        add(
+            "--wandb_data",
+            type=bool,
+            default=False,
+            help="tell W&B which folders of data it used, not what is in them",
+        )
+        if self.verb in CALLBACKS:
+            parser.add_class_arguments(Videos, "videos")
         known = known_keys(parser)
         add("--init_from", type=str | None, default=None, help="folder of the agent to start from")
         add("--random_init", type=bool, default=False, help="take its architecture only")
@@ -127,7 +139,8 @@ class StageCLI(LightningCLI):
         if self.parse_only:
             return
         self.folder = RunFolder(self.config.out)
-        self.checkpoint = self._check()
+        self.checkpoint = self.run_state.checkpoint = self._check()
+        pin_names(self.config, self.folder.path if self.checkpoint else None)
         with _values_as_user_errors():
             super().instantiate_classes()
             if isinstance(self.model, Stage):
@@ -142,13 +155,13 @@ class StageCLI(LightningCLI):
                 "only then, since a checkpoint holds no rollouts: leave it out"
             )
         resume = config.resume
-        if self.action == "fit" and not resume and slurm.restarts():
+        if self.action == "fit" and slurm.restarts() and (not resume or self._has_begun()):
             resume = "auto"  # the same job again: to go on is what it was requeued for
         trained, first = self.folder.has_checkpoint, rank_zero_only.rank == 0
         if self.action != "fit" and not resume and (trained or not config.init_from):
             resume = "last"  # a run's own weights are what is meant; `init_from` says where they came from
         try:
-            checkpoint = self.folder.checkpoint(resume)
+            checkpoint = self.folder.checkpoint(resume, read=first)
             if self.folder.warning and first:
                 sys.stderr.write(f"warning: {self.folder.warning}\n")
             if self.action == "fit" and not config.dry_run and first:
@@ -160,6 +173,11 @@ class StageCLI(LightningCLI):
         raise_all(errors)
         return checkpoint
 
+    def _has_begun(self) -> bool:
+        """Whether this Slurm job has saved a checkpoint here before it was requeued."""
+        before = (self.folder.read_run().get("process") or {}).get("slurm") or {}
+        return before.get("job") == slurm.job_id() and self.folder.has_checkpoint
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer with this run's loggers, checkpoints and callbacks beside those of the config."""
         config = {**self.config_init["trainer"], **kwargs}
@@ -170,6 +188,9 @@ class StageCLI(LightningCLI):
         config["callbacks"] = [self.run_state, self.preemption, *(c for c in callbacks if c is not self.preemption)]
         if self.verb in CALLBACKS and not any(isinstance(each, _load(CALLBACKS[self.verb])) for each in callbacks):
             config["callbacks"].append(_load(CALLBACKS[self.verb])())
+        if self.verb in CALLBACKS and self.action == "fit" and not self.config.dry_run:
+            config["callbacks"] += [*filming(self.folder.path, self.config_init.videos, bool(self.config.wandb))]
+            config["callbacks"] += [LastPlay()] if self.config.wandb else []
         plugins = config.get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         config["plugins"] = [*plugins, AtomicCheckpointIO(), *slurm_environment(plugins)]
@@ -238,8 +259,11 @@ def missing_folders(config: Any) -> list[str]:
     for key in DATA_FOLDERS:
         value = config.get(key) or []
         for folder in [value] if isinstance(value, str) else value:
-            if not Path(folder).is_dir():
-                errors.append(f"{key}: there is no folder '{folder}' (looked in {Path.cwd()})")
+            try:
+                if not fetch(folder, "dataset").is_dir():
+                    errors.append(f"{key}: there is no folder '{folder}' (looked in {Path.cwd()})")
+            except UserError as error:
+                errors.append(f"{key}: {error}")
     return errors
 
 

@@ -29,7 +29,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, reaches the disk, renames: a reader finds the old checkpoint or the new one, whole.
 
     `last.ckpt` leaves the one before it as `previous.ckpt`, in case a disk loses what it said it had written.
+
+    Attributes:
+        instead: Paths that are loaded in place of others: process 0 chooses for all.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.instead: dict[str, str] = {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Saves to a local path atomically; other file systems are left to Lightning."""
@@ -61,6 +68,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             UserError: The file is none, was cut short, or holds more than tensors and plain types.
         """
+        path = self.instead.get(str(path), path)
         if Path(path).is_dir():
             raise UserError(
                 f"{path} is a folder of shards, which the strategy that wrote it reads; expected a file: resume with "
@@ -119,6 +127,7 @@ class RunState(Callback):
         self, on_begin: Callable[[], None] = lambda: None, on_interrupt: Callable[[], None] = lambda: None
     ) -> None:
         self.on_begin, self.on_interrupt = on_begin, on_interrupt
+        self.checkpoint: Path | None = None  # what this process would go on from
         self.seconds_before = 0.0
         self.training = False
         self._began = time.monotonic()
@@ -131,6 +140,19 @@ class RunState(Callback):
     def seconds(self) -> float:
         """Seconds of this run so far, those before the checkpoint it resumed from included."""
         return self.seconds_before + time.monotonic() - self._began
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Has all processes go on from what process 0 chose; the first place where they can talk to each other."""
+        chosen = _of_all(trainer, None if self.checkpoint is None else str(self.checkpoint))
+        if len({each is None for each in chosen}) > 1:
+            told = ", ".join(f"process {rank}: {each or 'nothing'}" for rank, each in enumerate(chosen))
+            raise UserError(
+                f"processes do not find the same checkpoint to go on from ({told}); expected a folder that all of them "
+                "see alike: start again when the file system shows every machine the same"
+            )
+        saver = trainer.strategy.checkpoint_io
+        if chosen[0] is not None and isinstance(saver, AtomicCheckpointIO):
+            saver.instead = {str(self.checkpoint): chosen[0]}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._configured = [_numbers(group) for optimizer in trainer.optimizers for group in optimizer.param_groups]
@@ -146,6 +168,14 @@ class RunState(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: D102
         self._loaded = checkpoint.get(KEY)
+        kept = self._loaded or {}
+        steps = _of_all(trainer, (checkpoint["global_step"], kept.get("seconds")))  # no two are saved at one time
+        if len(set(steps)) > 1:
+            told = ", ".join(f"process {rank}: {step}" for rank, (step, _) in enumerate(steps))
+            raise UserError(
+                f"processes read different checkpoints where all of them asked for one (optimizer steps: {told}); the "
+                "file system shows some of them an older file: start again when it shows every machine the same"
+            )
         self.seconds_before = self._loaded["seconds"] if self._loaded else 0.0
         self._places = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
 
@@ -184,18 +214,54 @@ class RunState(Callback):
             self._rng = None
 
 
-class _InsideEpochs(ModelCheckpoint):
-    """Saves every so many steps, but not at an epoch's last batch.
+def _of_all(trainer: Trainer, value: Any) -> list[Any]:
+    """What every process has, by their numbers; called by every one of them."""
+    found = [value] * trainer.world_size
+    if trainer.world_size > 1:
+        torch.distributed.all_gather_object(found, value)
+    return found
 
-    The epoch's end saves too, after validation: a run that dies in between has to validate again when it goes on, and
-    from a checkpoint of the last batch Lightning would not.
+
+def validation_is_due(trainer: Trainer) -> bool:
+    """Whether Lightning validates right after the training batch that ends; asked in `on_train_batch_end`.
+
+    A checkpoint saved there would lose that validation to a kill: a run that goes on from it does not validate first.
+    Called by every process alike.
     """
+    loop = trainer.fit_loop.epoch_loop
+    fetcher = trainer.fit_loop._data_fetcher
+    assert fetcher is not None
+    due = bool(loop._should_check_val_fx(fetcher)) and not loop._skip_next_val
+    if getattr(trainer, "_val_check_time_interval", None) is None:
+        return due
+    return bool(trainer.strategy.reduce_boolean_decision(due, all=False))  # by the clock, of which each has its own
+
+
+class _InsideEpochs(ModelCheckpoint):
+    """Saves every so many steps; where a validation is due then, after it, and not at an epoch's last batch.
+
+    The epoch's end saves too, after its validation.
+    """
+
+    _after_validation = False
 
     def on_train_batch_end(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not trainer.is_last_batch:
+        self._after_validation = False
+        if trainer.is_last_batch:
+            return
+        if not validation_is_due(trainer):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            return
+        adding_up = trainer.fit_loop._should_accumulate()  # gradients that no checkpoint holds
+        self._after_validation = not adding_up and trainer.global_step % self._every_n_train_steps == 0
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        if self._after_validation and not self._should_skip_saving_checkpoint(trainer):
+            with torch.inference_mode(False):  # Lightning validates in it
+                self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        self._after_validation = False
 
 
 def last_checkpoint(folder: Path, every_n_steps: int | None) -> list[ModelCheckpoint]:

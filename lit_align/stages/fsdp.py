@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
@@ -23,8 +24,16 @@ from torch.optim import Optimizer
 
 from lit_align.errors import UserError
 from lit_align.stages.sharding import like, reshard, spread, whole
-from lit_align.stages.shards import is_shards, reach_disk, read_facts, read_into, weight_names, write_facts
-from lit_align.stages.torn import LAST, keep_before, remove
+from lit_align.stages.shards import (
+    is_shards,
+    reach_disk,
+    read_facts,
+    read_into,
+    weight_names,
+    write_checksums,
+    write_facts,
+)
+from lit_align.stages.torn import LAST, checksums, keep_before, remove
 
 TIMEOUT = timedelta(minutes=30)
 HERE = "lit_align.stages.fsdp.FullySharded"
@@ -92,8 +101,10 @@ class FullySharded(ModelParallelStrategy):
         state = {"state_dict": checkpoint.pop("state_dict")}
         state |= {f"optimizer_{i}": each for i, each in enumerate(checkpoint.pop("optimizer_states", []))}
         save_shards(state, checkpoint_id=aside)
+        known = self._checksums(aside)
         if self.is_global_zero:
             write_facts(checkpoint, aside)
+            write_checksums(aside, known)
             keep_before(path) if path.name == LAST else remove(path)
             os.replace(aside, path)
             reach_disk(path.parent)
@@ -124,6 +135,14 @@ class FullySharded(ModelParallelStrategy):
             options = StateDictOptions(cpu_offload=True)
             set_optimizer_state_dict(self.model, optimizer, optim_state_dict=one[f"optimizer_{i}"], options=options)
         return content
+
+    def _checksums(self, folder: Path) -> dict[str, list[int]]:
+        """Of all shards; each process reads those that it wrote."""
+        mine = checksums(folder, [path.name for path in folder.glob(f"__{self.global_rank}_*")])
+        found: list[Any] = [mine] * self.world_size
+        if self.world_size > 1:
+            torch.distributed.all_gather_object(found, mine)
+        return {name: value for each in found for name, value in each.items()}
 
     def _check(self, content: dict[str, Any], names: set[str]) -> None:
         check = getattr(self.lightning_module, "check_checkpoint", None)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 
 from lit_align.errors import UserError
+from lit_align.stages.torn import CHECKSUMS, checksums
 
 _METADATA, _FILES = "torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"
 KNOWN = {
@@ -134,6 +137,21 @@ def write_facts(content: dict[str, Any], folder: Path) -> None:
     """Writes what `read_facts` reads; it and the folder's list of files reach the disk."""
     with (folder / META).open("wb") as file:
         torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    reach_disk(folder)
+
+
+def write_checksums(folder: Path, known: Mapping[str, list[int]]) -> None:
+    """Writes of each file of a folder of shards how long it is and its CRC-32, by which `torn.damage` knows it whole.
+
+    Args:
+        folder: The folder, with all its other files.
+        known: Those of files that other processes have read already, as `torn.checksums` gives them.
+    """
+    rest = sorted({path.name for path in folder.iterdir()} - known.keys() - {CHECKSUMS})
+    with (folder / CHECKSUMS).open("w") as file:
+        json.dump({**known, **checksums(folder, rest)}, file)
         file.flush()
         os.fsync(file.fileno())
     reach_disk(folder)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from lit_align.cli import main
 from lit_align.commands.environment import is_gone, this_process
 from lit_align.commands.run_folder import RunFolder
 from lit_align.errors import UserError
+from lit_align.stages.checkpoints import AtomicCheckpointIO, RunState
 from tests.commands.test_stage import equal, fit, weights
 
 
@@ -53,6 +55,30 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used_and_said(tmp_path: Path,
     assert "Going on from the one before it, previous.ckpt" in said[0]
     assert "is damaged" in (tmp_path / "torn" / "log.txt").read_text()
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "torn"))
+
+
+def processes(monkeypatch: Any, chosen: list[str | None]) -> Any:
+    """A Trainer whose processes tell each other that."""
+    monkeypatch.setattr("lit_align.stages.checkpoints._of_all", lambda trainer, value: chosen)
+    return SimpleNamespace(strategy=SimpleNamespace(checkpoint_io=AtomicCheckpointIO()), world_size=len(chosen))
+
+
+def test_another_process_reads_what_the_first_one_chose(tmp_path: Path, monkeypatch: Any) -> None:
+    with pytest.raises(RuntimeError, match="pulled the plug"):
+        fit(tmp_path, "--checkpoint_every=3", "--model.die_at=10")
+    last, before = (RunFolder(tmp_path).checkpoints / name for name in ("last.ckpt", "previous.ckpt"))
+    flip(last)
+    first, other = RunFolder(tmp_path), RunFolder(tmp_path)
+    assert first.checkpoint("last") == before
+    assert other.checkpoint("last", read=False) == last  # not read, so not known to be damaged
+    assert not other.warning
+    trainer, state = processes(monkeypatch, [str(before), str(last)]), RunState()
+    state.checkpoint = last
+    state.setup(trainer, None, "fit")  # type: ignore[arg-type]
+    assert trainer.strategy.checkpoint_io.load_checkpoint(str(last))["global_step"] == 8
+    trainer, state = processes(monkeypatch, ["last.ckpt", None]), RunState()
+    with pytest.raises(UserError, match="do not find the same checkpoint.*process 1: nothing"):
+        state.setup(trainer, None, "fit")  # type: ignore[arg-type]
 
 
 def test_where_both_are_damaged_nothing_is_started(tmp_path: Path) -> None:

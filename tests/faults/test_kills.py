@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from forked import Forked
 from kill_here import ANYWHERE, PLACES
 
@@ -115,6 +116,70 @@ def test_killed_twice_at_named_places_it_ends_the_same(folder: Path, stage: str,
         assert not (out / LEFT.get(stage, "agent")).exists()
     Forked([*argv, "--resume=auto"], out.with_suffix(".log"), processes).finish()
     assert_same(stage, undisturbed, out)
+
+
+SHARDED = ["--config=configs/trainer/fsdp.yaml", "--trainer.accelerator=cpu", "--trainer.devices=2"]
+
+
+def flip(path: Path) -> None:
+    """One bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def steps_of(out: Path, name: str) -> int:
+    path = out / "checkpoints" / name
+    return int(torch.load(path / "meta.pt" if path.is_dir() else path, weights_only=True)["global_step"])
+
+
+def said_of_damage(out: Path) -> list[str]:
+    lines = out.with_suffix(".log").read_text().splitlines()
+    return [line for line in lines if line.startswith("warning: ") and "is damaged" in line]
+
+
+def test_a_sharded_run_killed_inside_its_saves_ends_the_same(folder: Path) -> None:
+    """And of a checkpoint one of whose shards has a flipped bit it goes on from the one before."""
+    undisturbed, out = folder / "sharded", folder / "sharded-hurt"
+    argv = [*(word for word in runs.pretrain(folder, out, EPOCHS) if "--trainer.devices" not in word), *SHARDED]
+    argv += ["--checkpoint_every=2"]
+    Forked([*argv, f"--out={undisturbed}"], folder / "sharded.log", 2).finish()
+    aside = out / "checkpoints" / ".last.ckpt.shards.tmp"
+    for place, nth, rank in (("save_shards", 3, 1), ("save_half", 2, 0), ("save_between", 1, 0)):
+        assert killed(argv, out, 2, place, nth, rank), f"{place} was not reached"
+        assert aside.is_dir(), place
+        if place == "save_shards":
+            assert (steps_of(out, "previous.ckpt"), steps_of(out, "last.ckpt")) == (2, 4)
+            flip(out / "checkpoints" / "last.ckpt" / "__1_0.distcp")
+    Forked([*argv, "--resume=auto"], out.with_suffix(".log"), 2).finish()
+    assert_same("pretrain", undisturbed, out, 3)
+    assert not aside.exists()
+    said = said_of_damage(out)
+    assert len(said) == 2
+    assert "its part __1_0.distcp does not match its checksum. Going on from the one before it" in said[0]
+    assert "it is not there" in said[1]  # killed between the two names
+
+
+def test_all_processes_go_on_from_what_the_first_one_chose(folder: Path) -> None:
+    """It alone reads whether a checkpoint is whole; where another one then reads an older file, that is said."""
+    undisturbed, _ = whole("pretrain", folder, 2)
+    out = folder / "chosen"
+    argv = command("pretrain", folder, out, 2)
+    assert killed(argv, out, 2, "save_done", 3, 0)
+    assert (steps_of(out, "previous.ckpt"), steps_of(out, "last.ckpt")) == (4, 6)
+    stale = Forked([*argv, "--resume=last", "--trainer.callbacks+=kill_here.Stale"], folder / "stale.log", 2)
+    assert stale.end() == [2, 2], stale.said()
+    assert "processes read different checkpoints" in stale.said()
+    assert "process 0: 6, process 1: 4" in stale.said()
+    last = out / "checkpoints" / "last.ckpt"
+    weights = torch.load(last, weights_only=True)["state_dict"].values()
+    weight = next(each for each in weights if each.numel() > 100 and each.is_contiguous())
+    content = bytearray(last.read_bytes())
+    content[content.index(weight.numpy().tobytes()) + 5] ^= 1  # which `torch.load` does not notice
+    last.write_bytes(content)
+    Forked([*argv, "--resume=last"], out.with_suffix(".log"), 2).finish()
+    assert len(said_of_damage(out)) == 1
+    assert_same("pretrain", undisturbed, out, 1)
 
 
 @pytest.mark.faults

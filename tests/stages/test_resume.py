@@ -62,13 +62,22 @@ def test_a_killed_process_comes_back_with_the_same_weights(folder, argv, more, r
 
 
 class Stop(pl.Callback):
-    """Ends a run as a crash would, at an optimizer step."""
+    """Ends a run as a crash would, at an optimizer step.
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    Args:
+        step: Optimizer steps before.
+        validation: In the validation after that step.
+    """
+
+    def __init__(self, step: int, validation: bool = False) -> None:
+        self.step, self.validation = step, validation
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
+        if self.validation and trainer.global_step == self.step:
+            raise RuntimeError("pulled the plug")
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
-        if trainer.global_step == self.step:
+        if not self.validation and trainer.global_step == self.step:
             raise RuntimeError("pulled the plug")
 
 
@@ -86,6 +95,30 @@ def test_a_run_resumes_from_wherever_it_crashed(folder, argv, more, step):
     for column in ("iteration", "frames", "train/loss", "val/loss"):
         assert rows(folder / "whole", column) == rows(folder / "hurt", column)
     assert float(rows(folder / "whole", "frames")[-1]["frames"]) > 100
+
+
+@pytest.mark.parametrize(
+    ("more", "step", "at", "saved"),
+    [
+        (["--checkpoint_every=2"], 4, "validation=true", 2),  # where a checkpoint and a validation are both due
+        (["--checkpoint_every=2"], 4, "validation=false", 4),  # it was saved after the validation
+        (["--checkpoint_every=1", "--trainer.accumulate_grad_batches=2"], 2, "validation=true", 1),
+    ],
+)
+def test_a_run_that_died_in_a_validation_inside_an_epoch_validates_again(folder, more, step, at, saved):
+    """An epoch has eight batches; the validation after four of them must not be lost, nor be there twice."""
+    both = ["--trainer.val_check_interval=4", *more]
+    assert main([*pretrain(folder, folder / "whole"), *both]) == 0
+    crash = ["--trainer.callbacks+=tests.stages.test_resume.Stop", f"--trainer.callbacks.step={step}"]
+    with pytest.raises(RuntimeError, match="pulled the plug"):
+        main([*pretrain(folder, folder / "hurt"), *both, *crash, f"--trainer.callbacks.{at}"])
+    last = torch.load(folder / "hurt" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == saved
+    assert main([*pretrain(folder, folder / "hurt"), *both, "--resume=auto"]) == 0
+    assert_same_weights(folder / "whole" / "agent", folder / "hurt" / "agent")
+    for column in ("frames", "train/loss", "val/loss"):
+        assert rows(folder / "whole", column) == rows(folder / "hurt", column)
+    assert len(rows(folder / "whole", "val/loss")) == 4
 
 
 def test_a_run_that_died_between_its_last_step_and_its_export_exports_all_of_it(folder):

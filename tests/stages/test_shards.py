@@ -1,17 +1,31 @@
 """Folders of shards: read without running code, and what is not whole is refused."""
 
+import json
 import pickle
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from lit_align.commands.run_folder import RunFolder
 from lit_align.errors import UserError
 from lit_align.stages.sharding import hollow, whole_state
-from lit_align.stages.shards import is_shards, read_facts, read_into, read_plan, weight_names, write_facts
+from lit_align.stages.shards import (
+    is_shards,
+    read_facts,
+    read_into,
+    read_plan,
+    weight_names,
+    write_checksums,
+    write_facts,
+)
+from lit_align.stages.torn import CHECKSUMS, checksums, damage
 from tests.helpers import tiny_agent
 from tests.stages.test_resume import Trap
 
@@ -82,6 +96,90 @@ def test_a_file_that_is_gone_or_cut_short_is_said(copied, lost, how):
         (copied / lost).write_bytes(content[: len(content) // 3])
     with pytest.raises(UserError, match=r"last\.ckpt is no whole checkpoint"):
         read_facts(copied) if lost == "meta.pt" else read_into(empty(), copied, alone=True)
+
+
+@pytest.fixture
+def summed(copied) -> Path:
+    write_checksums(copied, checksums(copied, ["__0_0.distcp"]))
+    assert damage(copied) == ""
+    return copied
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "meta.pt", CHECKSUMS])
+@pytest.mark.parametrize("how", ["gone", "short", "flipped", "zeroed"])
+def test_damage_of_any_file_is_recognised(summed, name, how):
+    file, content = summed / name, bytearray((summed / name).read_bytes())
+    if how == "gone" and name == CHECKSUMS:
+        return  # an older version wrote none
+    file.unlink()
+    if how == "short":
+        file.write_bytes(content[:-10])
+    elif how == "flipped":
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    elif how == "zeroed":
+        file.write_bytes(bytes(len(content)))
+    assert damage(summed) != ""
+
+
+@given(st.data())
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_flipped_bit_of_a_shard_is_recognised_wherever_it_is(summed, data):
+    file = summed / "__0_0.distcp"
+    content = file.read_bytes()
+    bit = data.draw(st.integers(0, 8 * len(content) - 1))
+    flipped = bytearray(content)
+    flipped[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(flipped)
+    assert damage(summed) == "its part __0_0.distcp does not match its checksum"
+    file.write_bytes(content)
+
+
+def test_checksums_are_those_of_zlib_of_files_of_any_length(tmp_path, monkeypatch):
+    monkeypatch.setattr("lit_align.stages.torn.CHUNK", 7)
+    contents = {f"{n}": bytes(range(n)) for n in (0, 1, 6, 7, 8, 14, 100)}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    expected = {name: [len(content), zlib.crc32(content)] for name, content in contents.items()}
+    assert checksums(tmp_path, contents) == expected
+    write_checksums(tmp_path, {"0": expected["0"]})
+    assert json.loads((tmp_path / CHECKSUMS).read_text()) == expected
+
+
+def test_shards_of_a_version_without_checksums_are_gone_on_from(copied):
+    assert damage(copied) == ""
+    (copied / "meta.pt").write_bytes((copied / "meta.pt").read_bytes()[:-50])
+    assert damage(copied).startswith("its meta.pt: it was cut short")
+
+
+def test_of_damaged_shards_the_ones_before_are_used_and_said(summed):
+    folder = RunFolder(summed.parent)
+    kept = folder.checkpoints
+    kept.mkdir()
+    for name in ("previous.ckpt", "last.ckpt"):
+        shutil.copytree(summed, kept / name)
+    assert folder.checkpoint("last") == kept / "last.ckpt"
+    shard = kept / "last.ckpt" / "__0_0.distcp"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert folder.checkpoint("last") == kept / "previous.ckpt"
+    assert "its __0_0.distcp has" in folder.warning
+    assert "Going on from the one before it, previous.ckpt" in folder.warning
+    folder.mend(kept / "previous.ckpt")
+    assert damage(kept / "last.ckpt") == ""
+    (kept / "last.ckpt" / "meta.pt").unlink()
+    with pytest.raises(UserError, match="no checkpoint is whole"):
+        RunFolder(summed.parent).checkpoint("auto")
+
+
+def test_what_a_killed_save_left_is_swept_away(tmp_path):
+    folder = RunFolder(tmp_path)
+    aside = folder.checkpoints / ".last.ckpt.shards.tmp"
+    aside.mkdir(parents=True)
+    (aside / "__0_0.distcp").write_bytes(b"half")
+    (folder.checkpoints / ".last.ckpt.123.tmp").write_bytes(b"half")
+    (tmp_path / ".run.json.x.tmp").write_text("{")
+    folder.sweep()
+    assert [path.name for path in tmp_path.rglob("*")] == ["checkpoints"]
 
 
 def test_weights_that_are_not_there_or_of_another_size_are_said(written):
