@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0, or 2 for a mistake in what was asked for or a disk that is full, 130 after Ctrl-C, 143 after SIGTERM, 75
-        where it stopped to go on later, 1 when a stage of a pipeline failed.
+        where it stopped to go on later, 76 where its job was to be requeued besides and could not be, 1 when
+        a stage of a pipeline failed.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):

@@ -12,15 +12,18 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from lit_align.errors import Terminated, UserError, WorldFailed
+from lit_align.errors import Preempted, Terminated, UserError, WorldFailed
 
 Runner = Callable[[list[str]], None]
 GRACE = 3.0
 """Seconds that a worker has to end by itself."""
+SHARE = "LIT_ALIGN_CORES"
+"""Environment variable of a stage: the cores that are its own, which a pipeline inside it shares out."""
 
 
 @dataclass(frozen=True)
@@ -145,15 +148,22 @@ class WorkerPool:
         self._working[worker.connection] = (worker, task.name, time.monotonic())
 
     def wait(self, tick: Callable[[], None]) -> list[Result]:
-        """Returns the results of tasks that ended, none if a second went by without."""
+        """Returns the results of tasks that ended, none if a second went by without.
+
+        Raises:
+            Preempted: a task stopped to go on later, and so do all.
+        """
         tick()
         results = []
         for connection in wait(list(self._working), timeout=1.0):
             assert isinstance(connection, Connection)
             worker, name, began = self._working.pop(connection)
             try:
-                results.append(connection.recv())
+                answer = connection.recv()
                 self._idle.append(worker)
+                if isinstance(answer, Preempted):
+                    raise answer
+                results.append(answer)
             except (EOFError, OSError):
                 code = worker.end()
                 error = f"its process died (exit code {code}); -9 is often a lack of memory"
@@ -202,6 +212,8 @@ def _serve(connection: Connection, run: Runner, check: Runner) -> None:
             connection.send(run_task(run, message) if isinstance(message, Task) else check_all(check, message))
         except Terminated:  # a stage has ended cleanly, and so does its process
             return
+        except Preempted as stop:  # whoever waits for the stage stops too
+            connection.send(stop)
 
 
 def _end_with_parent() -> None:
@@ -216,11 +228,16 @@ def run_task(run: Runner, task: Task) -> Result:
     """Runs a task in this process, its output (that of its children too) in its log."""
     began, before = time.monotonic(), descendants(os.getpid())
     _set_threads(task.threads)
+    share = os.environ.get(SHARE)
+    os.environ[SHARE] = str(task.threads)
     error = "unknown"
     try:
         with output_to(task.log):
             error = _run_and_explain(run, task.argv)
     finally:
+        os.environ.pop(SHARE, None)
+        if share is not None:
+            os.environ[SHARE] = share
         if error:  # a task that broke off may not have ended what it started
             kill(descendants(os.getpid()) - before)
     return Result(task.name, time.monotonic() - began, error)
@@ -247,7 +264,9 @@ def check_all(check: Runner, commands: list[list[str]]) -> list[str]:
         try:
             check(argv)
         except UserError as error:
-            errors.append(f"{' '.join(argv[:2])} (--out {argv[argv.index('--out') + 1]}): {error}")
+            words = list(takewhile(lambda word: not word.startswith("-"), argv))
+            folder = Path(argv[argv.index("--out") + 1])
+            errors.append(f"stage {folder.name} (lit-align {' '.join(words)}, in {folder}): {error}")
     return errors
 
 
@@ -276,8 +295,14 @@ def output_to(log: Path) -> Iterator[None]:
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores that this process may use: of a stage, its share of its pipeline's."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(there, int(os.environ.get(SHARE, there)))
+
+
+def is_inside() -> bool:
+    """Whether this process runs a stage of a pipeline."""
+    return SHARE in os.environ
 
 
 def descendants(pid: int) -> set[int]:

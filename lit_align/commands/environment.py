@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lit_align import __version__
+from lit_align import __version__, slurm
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "datasets", "gymnasium", "vizdoom", "numpy")
 GIT_SECONDS = 10.0
@@ -31,8 +31,18 @@ def environment(argv: list[str], began: str) -> dict[str, Any]:
         "versions": versions(),
         "git": git_state(Path(__file__).parent) or git_state(Path.cwd()),
         "hardware": hardware(),
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "processes": processes(),
+        "slurm": slurm.facts(),
     }
+
+
+def processes() -> int:
+    """How many processes the run has: torch's word if they have found each other, else what started them says."""
+    distributed: Any = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return int(distributed.get_world_size())
+    names = ["WORLD_SIZE", *(("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS") if slurm.is_job() else ())]
+    return int(next((os.environ[name] for name in names if name in os.environ), "1"))
 
 
 def versions() -> dict[str, str]:
@@ -95,17 +105,23 @@ def without_home(word: str) -> str:
 
 
 def this_process() -> dict[str, Any]:
-    """What tells this process from any other: its id, when it started, and the machine's boot that this counts from."""
-    return {"pid": os.getpid(), "started": _started(os.getpid()), "boot": _boot(), "machine": _machine()}
+    """What tells this process from any other: its id, its start, the machine's boot that this counts from, its job."""
+    pid = os.getpid()
+    return {"pid": pid, "started": _started(pid), "boot": _boot(), "machine": _machine(), "slurm": slurm.facts()}
 
 
 def is_gone(process: dict[str, Any]) -> bool | None:
-    """Whether the process that `this_process` told of has ended; None where that cannot be known from here."""
+    """Whether the process that `this_process` told of has ended; None where that cannot be known from here.
+
+    Of a process of another machine, Slurm is asked about its job, where it had one.
+    """
     if not isinstance(process.get("pid"), int):
         return None
     if process.get("boot") != _boot():
-        # After a restart of this machine it is gone; on another one, or in another container, who knows.
-        return True if process.get("machine") == _machine() else None
+        if process.get("machine") == _machine():
+            return True  # this machine was started again
+        job = process.get("slurm") or {}
+        return slurm.is_over(job["job"], job.get("cluster")) if job.get("job") else None
     try:
         os.kill(process["pid"], 0)
     except ProcessLookupError:

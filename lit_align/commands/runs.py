@@ -13,10 +13,13 @@ from typing import Any, NoReturn
 
 from lit_align.commands.environment import is_gone
 from lit_align.errors import UserError
+from lit_align.files import mapping_of
 
 COLUMNS = ("folder", "stage", "step", "state", "seconds", "parent", "headline")
-SKIPPED = {"checkpoints", "agent", "reward_model", "wandb", "tensorboard"}
+SKIPPED = {"checkpoints", "agent", "reward_model", "wandb", "tensorboard", "videos"}
 """Folders inside a run in which no other run is."""
+UNENDED = ("running", "killed", "unknown")
+"""States in which a run has not written how far it came."""
 TAIL = 65536
 """Bytes of `metrics.csv` that are read from its end."""
 
@@ -25,7 +28,8 @@ def run(folders: list[str] | None = None, as_json: bool = False) -> None:
     """Lists runs, one a line, with their stage, step, state, seconds, parent and headline.
 
     The state is what the run wrote last: running, finished, failed, interrupted (Ctrl-C, SIGTERM) or preempted (by
-    Slurm); a run that says it runs, and whose process is gone, was killed.
+    Slurm); a run that says it runs, and whose process is gone, was killed. Whether it is gone on another machine, Slurm
+    says if it was a job; else the state is unknown.
 
     Args:
         folders: runs, or folders that hold some at any depth; `outputs` if not given.
@@ -51,15 +55,15 @@ def find(folder: Path) -> Iterator[Path]:
 
 def describe(folder: Path) -> dict[str, Any]:
     """What a run's folder tells of it; what it does not tell is None."""
-    facts = _read_json(folder / "run.json")
+    facts = mapping_of(folder / "run.json")
     last = last_row(folder / "metrics.csv")
     state = facts.get("state", "unknown")
-    if state == "running" and is_gone(facts.get("process") or {}):
-        state = "killed"
+    if state == "running":
+        state = {True: "killed", False: "running", None: "unknown"}[is_gone(facts.get("process") or {})]
     seconds = facts.get("seconds")
-    if state in ("running", "killed"):  # as far as it was seen to come
+    if state in UNENDED:  # as far as it was seen to come
         seconds = _number(last.get("seconds"))
-    step = facts.get("steps") if state not in ("running", "killed") else None
+    step = facts.get("steps") if state not in UNENDED else None
     return {
         "folder": str(folder),
         "stage": facts.get("stage"),
@@ -145,11 +149,3 @@ def _number(text: str | None) -> float | None:
 def _next(text: str | None) -> int | None:
     number = _number(text)
     return None if number is None else int(number) + 1  # a row's step counts from 0
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
-        return {}
-    return content if isinstance(content, dict) else {}

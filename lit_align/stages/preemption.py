@@ -1,8 +1,9 @@
 """A run that is told to make room: it saves, stops at a batch's end on every process alike, and goes on later.
 
 A signal handler that saves by itself can find the process anywhere, a collective of the backward pass included, and
-hang. This one sets a flag. At the end of each optimizer step the processes reduce their flags to the largest; then all
-of them save, and all of them stop before the next batch.
+hang. This one sets a flag. At the end of each optimizer step the processes begin to reduce their flags to the largest,
+and at the end of the next one they read what came out, so that none waits for it; then all of them save, and all of
+them stop before the next batch.
 """
 
 from __future__ import annotations
@@ -16,18 +17,26 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.plugins import ClusterEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.plugins.environments import SLURMEnvironment  # type: ignore[attr-defined]
+from lightning.pytorch.plugins.environments import (  # type: ignore[attr-defined]
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 
 from lit_align import slurm
 from lit_align.errors import Preempted, UserError
 from lit_align.rollout.buffer import RolloutDataModule
+from lit_align.stages.agreement import Agreement
+from lit_align.stages.checkpoints import validation_is_due
 from lit_align.stages.torn import LAST
 
 GO_ON, SOON, NOW = 0, 1, 2
 """What a process wishes for: nothing, to stop where nothing is lost, to stop at this batch's end whatever is lost."""
+LEAVE_SECONDS = 20.0
+"""That a run has to end after it saved, before the job is requeued under it."""
+LAST_SECONDS = 10.0
+"""Before the job's end, when it is requeued whatever the run does."""
 TERM_SECONDS = 20.0
 """Between SIGTERM and SIGKILL; Slurm's `KillWait` is 30 seconds by default."""
 SAFETY = 1.5
@@ -39,10 +48,12 @@ _log = logging.getLogger("lit_align.preemption")
 class Preemption(Callback):
     """Stops the run on a signal, exactly resumable, and has the Slurm job requeued.
 
-    Offline stages save at the end of the batch. `align` saves at the border between two iterations only (a checkpoint
-    holds no rollouts): it goes on to the next border if that comes within `grace`, else it stops at once, and the
-    iteration is played again, with the same result. Where no batch ends within `grace` (a long validation, a long
-    play), the job is requeued all the same, and the run goes on from the checkpoint before.
+    Offline stages save at the end of the batch, or of the next one where a validation or the epoch's end is between:
+    resumed from before a validation that was due, its values would be missing. `align` saves at the border
+    between two iterations only (a checkpoint holds no rollouts): it goes on to the next border if that comes within
+    `grace`, else it stops at once, and the iteration is played again, with the same result. Where no batch ends within
+    `grace` (a long validation, a long play), the job is requeued all the same, and the run goes on from the checkpoint
+    before; but not while a checkpoint is being written.
 
     Args:
         requeue_on: Names of the signals after which the job is requeued, those of `sbatch --signal`.
@@ -61,7 +72,9 @@ class Preemption(Callback):
         if grace <= 0:
             raise UserError(f"grace is {grace}; expected seconds, more than 0")
         self._deadline: float | None = None
-        self._requeue = self._requeued = self._stop = False
+        self._job_ends = float("inf")
+        self._requeue = self._requeued = self._stop = self._saving = False
+        self._agreement = Agreement()
         self._step = -1
         self._began = self._batches_began = self._validation_began = 0.0
         self._play_seconds = 0.0
@@ -80,6 +93,8 @@ class Preemption(Callback):
 
     def _on_signal(self, number: int, _: Any) -> None:
         requeue = number in self.requeue_on
+        if self._deadline is None and (left := slurm.seconds_left()) > LAST_SECONDS:
+            self._job_ends = time.monotonic() + left
         if self._deadline is None or (requeue and not self._requeue):
             self._deadline = time.monotonic() + (self.grace if requeue else TERM_SECONDS)
         self._requeue = self._requeue or requeue
@@ -97,7 +112,11 @@ class Preemption(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the watch over the job's last seconds."""
         self.listen()
-        self._stop, self._step = False, trainer.global_step
+        self._stop, self._saving, self._step = False, False, trainer.global_step
+        self._agreement = Agreement()
+        # Before every batch Lightning asks whether process 0 got SIGTERM, and waits for the GPU to answer. Its handler,
+        # which would tell, is not the one that takes that signal here.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
         self._closed.clear()
         if trainer.is_global_zero and slurm.is_job():
             threading.Thread(target=self._watch, daemon=True).start()
@@ -105,20 +124,40 @@ class Preemption(Callback):
     def _watch(self) -> None:
         while not self._closed.wait(1.0):
             self._look()
-            if self._requeue and self._deadline is not None and time.monotonic() > self._deadline:
+            if self._requeue and self._is_late():
                 self._requeued = True
                 _log.warning("no batch ended in time: the job is requeued, to go on from its last checkpoint")
-                slurm.requeue()
+                if not slurm.requeue():
+                    self._requeued = False  # whoever started this process may be able to
                 return
+
+    def _is_late(self) -> bool:
+        """Whether the job has to be requeued under the run."""
+        now = time.monotonic()
+        if now > self._job_ends - LAST_SECONDS:
+            return True
+        return self._deadline is not None and now > self._deadline and not self._saving
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint is about to be written, and is not to be cut off."""
+        self._saving = True
+
+    def _saved(self) -> None:
+        """The next thing has begun: what was to be saved is."""
+        if self._saving and self._deadline is not None:
+            self._deadline = max(self._deadline, time.monotonic() + LEAVE_SECONDS)
+        self._saving = False
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops at the border of an epoch, whose checkpoint was just saved, before anything is played or loaded."""
+        self._saved()
         self._began = time.monotonic()
-        if self._agree(trainer, self._wish(None)) != GO_ON:
+        if self._agree(trainer, self._wish(None), wait=True) != GO_ON:
             self._end(trainer, f"stopped after epoch {trainer.current_epoch}")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Stops; not at the end of the batch before, so that what it logs is written."""
+        self._saved()
         if self._stop:
             self._end(trainer, f"stopped at optimizer step {trainer.global_step}")
         if batch_idx == 0:
@@ -139,11 +178,14 @@ class Preemption(Callback):
         if rollouts:
             self._stop = wish == NOW
             return
+        if trainer.is_last_batch or validation_is_due(trainer):
+            return  # the epoch's checkpoint comes after them, or this asks again at the next step's end
         self._save(trainer)
         self._stop = True
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Puts the stop off until one more batch: resumed from before a validation, its values would be missing."""
+        """Remembers when, and puts off the stop of `align`: its iteration ends with this, and then it is saved."""
+        self._saved()
         self._stop, self._validation_began = False, time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -153,8 +195,12 @@ class Preemption(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
         self.close()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: D102
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Ends the watch; tells the loggers that the run goes on later, before the Trainer closes them."""
         self.close()
+        if isinstance(exception, Preempted):
+            for logger in trainer.loggers:
+                getattr(logger, "mark_preempting", lambda: None)()
 
     def close(self) -> None:
         """Ends the watch, and lets signals through again."""
@@ -186,15 +232,20 @@ class Preemption(Callback):
             seconds += self._play_seconds if known is None else known  # it plays, as the iteration did
         return SAFETY * seconds + 1.0
 
-    def _agree(self, trainer: Trainer, wish: int) -> int:
-        """The largest wish of all processes; every one of them asks after the same steps."""
+    def _agree(self, trainer: Trainer, wish: int, wait: bool = False) -> int:
+        """The largest wish of all processes; every one of them asks after the same steps.
+
+        Args:
+            trainer: knows how many there are.
+            wish: of this process.
+            wait: for what they wish now; else it is what they wished when they were asked before.
+        """
         if trainer.world_size == 1:
             return wish
-        both = torch.tensor([wish, int(self._requeue)], device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(both, op=torch.distributed.ReduceOp.MAX)
-        wish, requeue = both.tolist()
-        self._requeue = bool(requeue)
-        return int(wish)
+        found = self._agreement.ask((wish, int(self._requeue)), trainer.strategy.root_device, wait)
+        if found[1]:  # never the other way: a signal may have come since this was asked
+            self._requeue = True
+        return found[0]
 
     def _save(self, trainer: Trainer) -> None:
         if not trainer.checkpoint_callbacks:
@@ -212,12 +263,19 @@ def slurm_environment(plugins: Sequence[Any]) -> list[ClusterEnvironment]:
     Args:
         plugins: those of the configuration, one of which may be a cluster environment already.
     """
-    if any(isinstance(each, ClusterEnvironment) for each in plugins) or not SLURMEnvironment.detect():
+    if any(isinstance(each, ClusterEnvironment) for each in plugins):
+        return []
+    # torchrun may have been started in a job; it alone knows of its processes, whose number Slurm was not told.
+    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
         return []
     try:
         return [SLURMEnvironment(auto_requeue=False)]
     except RuntimeError as error:  # tasks without `--ntasks-per-node`; what is said says so
         raise UserError(str(error)) from error
+
+
+def _nothing() -> None:
+    pass
 
 
 def _signals(names: Sequence[str]) -> tuple[signal.Signals, ...]:

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import shutil
 import signal
+import struct
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.fabric.plugins import ClusterEnvironment
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.environments import SLURMEnvironment  # type: ignore[attr-defined]
 
 from lit_align.cli import main
 from lit_align.errors import UserError
-from lit_align.slurm import PREEMPTED
-from lit_align.stages.preemption import Preemption
+from lit_align.slurm import NOT_REQUEUED, PREEMPTED
+from lit_align.stages import agreement
+from lit_align.stages.agreement import Agreement
+from lit_align.stages.preemption import Preemption, slurm_environment
 from tests.stages.runs import CPU, ROOT, align, assert_same_weights, inputs, pretrain, rows
 
 COLUMNS = ("iteration", "frames", "train/loss", "val/loss")
@@ -54,12 +65,20 @@ class Send(pl.Callback):
         rank: of the process that is signalled.
         validation: whether to wait for the next validation.
         wait_for: a file without which the batch does not end.
+        die: whether the next validation breaks off.
     """
 
     def __init__(
-        self, step: int, name: str = "SIGUSR1", rank: int = 0, validation: bool = False, wait_for: str = ""
+        self,
+        step: int,
+        name: str = "SIGUSR1",
+        rank: int = 0,
+        validation: bool = False,
+        wait_for: str = "",
+        die: bool = False,
     ) -> None:
         self.step, self.name, self.rank, self.validation, self.wait_for = step, name, rank, validation, wait_for
+        self.die = die
         self.sent = False
         self.environment: object = None
 
@@ -78,6 +97,8 @@ class Send(pl.Callback):
     def on_validation_start(self, trainer: pl.Trainer, *_: object) -> None:
         if self.validation:
             self._send(trainer)
+        if self.die and self.sent:
+            raise RuntimeError("pulled the plug")
 
 
 def send(step: int, *more: str) -> list[str]:
@@ -132,6 +153,17 @@ def test_an_offline_stage_saves_at_the_batchs_end_and_goes_on_exactly(folder, mo
     assert len(rows(out, "train/loss")) > saved
 
 
+def test_a_validation_that_was_due_and_broke_off_is_not_lost(folder):
+    """Nothing is saved between a batch and the validation after it, half an epoch's or a whole one's."""
+    assert main([*pretrain(folder, folder / "whole"), *HALF_WAY]) == 0
+    for step in (3, 7):
+        out = folder / f"told{step}"
+        with pytest.raises(RuntimeError, match="pulled the plug"):
+            main([*pretrain(folder, out), *HALF_WAY, *send(step, "die=true")])
+        assert main([*pretrain(folder, out), *HALF_WAY, "--resume=auto"]) == 0
+        assert_same_run(folder / "whole", out)
+
+
 def test_a_signal_in_the_last_epoch_of_a_run_that_is_as_good_as_done_changes_nothing(folder):
     assert main([*pretrain(folder, folder / "run", epochs=1), *send(7)]) == 0
     assert state(folder / "run") == "finished"
@@ -183,11 +215,25 @@ def test_the_job_is_requeued_and_the_same_command_goes_on(folder, job, monkeypat
     assert_same_run(folder / "fresh", folder / "run")
 
 
+@pytest.mark.parametrize("begins", ["--overwrite=true", "--resume=PATH"])
+def test_a_requeued_job_goes_on_from_its_own_checkpoint_however_it_first_began(folder, job, monkeypatch, begins):
+    out = folder / f"own{begins[2:8]}"
+    assert main(pretrain(folder, out)) == 0  # another job's
+    shutil.copy(out / "checkpoints" / "last.ckpt", folder / "before.ckpt")
+    monkeypatch.setenv("SLURM_JOB_ID", "43")
+    run = [*pretrain(folder, out), begins.replace("PATH", str(folder / "before.ckpt")), "--trainer.max_epochs=4"]
+    first = 2 if "overwrite" in begins else saved_step(out) + 2
+    assert main([*run, *send(first)]) == PREEMPTED
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert main([*run, *send(first - 1)]) == 0  # a step that it has behind it
+    assert state(out) == "finished"
+
+
 def test_a_task_of_a_job_array_is_requeued_alone_and_a_refusal_is_told(folder, job, monkeypatch, capsys):
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "40")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     (folder / "refuse").touch()
-    assert main([*pretrain(folder, folder / "run"), *send(2)]) == PREEMPTED
+    assert main([*pretrain(folder, folder / "run"), *send(2)]) == NOT_REQUEUED
     assert job() == ["requeue 40_3"]
     assert "job 40_3 was not requeued (no); submit it again" in capsys.readouterr().err
     assert saved_step(folder / "run") == 3
@@ -205,22 +251,154 @@ def test_a_job_whose_batch_does_not_end_in_time_is_requeued_all_the_same(folder,
     assert job() == ["requeue 42"]  # once
 
 
+class Slow(pl.Callback):
+    """A checkpoint takes longer than there is time."""
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, *_: object) -> None:
+        (told,) = (each for each in trainer.callbacks if isinstance(each, Preemption))
+        if told._deadline is not None:
+            told._deadline = time.monotonic() - 1
+            time.sleep(3.0)  # in which the watch looks at the clock
+
+
+def test_a_checkpoint_that_is_being_written_is_not_cut_off(folder, job, caplog):
+    slow = "--trainer.callbacks+=tests.stages.test_preemption.Slow"
+    assert main([*pretrain(folder, folder / "run"), *send(2), slow]) == PREEMPTED
+    assert job() == ["requeue 42"]
+    assert (saved_step(folder / "run"), state(folder / "run")) == (3, "preempted")
+    assert "no batch ended in time" not in caplog.text
+
+
+def test_a_job_that_ends_now_is_requeued_whatever_is_being_written(job, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 100))
+    told = Preemption(grace=1e6)
+    told._on_signal(signal.SIGUSR1, None)
+    told._saving = True
+    assert not told._is_late()
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 95)
+    assert told._is_late()
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) - 100))  # its time was extended since
+    late = Preemption(grace=1e6)
+    late._on_signal(signal.SIGUSR1, None)
+    assert not late._is_late()
+
+
+def records(path: Path) -> Iterator[Any]:
+    """What an offline W&B run wrote down: a log as LevelDB has it, blocks of 32 KiB, behind a header of 7 bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, at, whole = path.read_bytes(), 7, b""
+    while at + 7 <= len(content):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768  # too little is left of the block for another header
+            continue
+        size, kind = struct.unpack_from("<HB", content, at + 4)
+        whole += content[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # all of a record, or its last part
+            yield Record.FromString(whole)
+            whole = b""
+
+
+def preempting(run: Path) -> list[tuple[bool, int]]:
+    """Of each W&B run of a folder: whether it was marked before it ended, and its exit code."""
+    paths, found = list(run.glob("wandb/offline-run-*/*.wandb")), []
+    deadline = time.monotonic() + 60
+    while len(found) < len(paths) and time.monotonic() < deadline:  # its own process may be behind with writing
+        found = []
+        for path in paths:
+            marked = False
+            for record in records(path):
+                kind = record.WhichOneof("record_type")
+                marked = marked or kind == "preempting"
+                if kind == "exit":
+                    found.append((marked, record.exit.exit_code))
+    return sorted(found)
+
+
+def test_a_requeued_job_goes_on_in_its_wandb_run_which_was_marked(folder, job, monkeypatch):
+    out = folder / "run"
+    argv = [*pretrain(folder, out), "--wandb=offline"]
+    assert main([*argv, *send(2)]) == PREEMPTED
+    assert job() == ["requeue 42"]
+    assert preempting(out) == [(True, 1)]  # shown as failed, were it not marked before it ended
+    kept = json.loads((out / "run.json").read_text())["wandb"]
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert main(argv) == 0
+    names = [path.name.rpartition("-")[2] for path in (out / "wandb").glob("offline-run-*")]
+    assert (names, json.loads((out / "run.json").read_text())["wandb"]) == ([kept, kept], kept)
+    assert preempting(out) == [(False, 0), (True, 1)]
+    told = json.loads((out / "environment.json").read_text())
+    assert (told["slurm"], told["earlier"][0]["slurm"]) == (
+        {"job": "42", "restarts": "1"}, {"job": "42", "restarts": "0"}
+    )  # fmt: skip
+
+
 class Environment(pl.Callback):
     """Notes what Lightning takes the cluster for."""
 
-    seen: list[object] = []
+    seen: list[Any] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.seen.append(trainer._accelerator_connector.cluster_environment)
+        asks = trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor
+        self.seen.append((trainer._accelerator_connector.cluster_environment, asks.__module__))
 
 
-def test_lightnings_own_requeue_is_off(folder, job):
+def test_lightnings_own_requeue_and_its_question_before_every_batch_are_off(folder, job):
     Environment.seen.clear()
     note = "--trainer.callbacks+=tests.stages.test_preemption.Environment"
     assert main([*pretrain(folder, folder / "run", epochs=1), note]) == 0
-    (found,) = Environment.seen
+    ((found, asks),) = Environment.seen
     assert isinstance(found, SLURMEnvironment)
     assert not found.auto_requeue
+    # Lightning's waits for the GPU; under another name it would be back unseen.
+    assert asks == "lit_align.stages.preemption"
+    assert "_broadcast_sigterm_tensor" in inspect.getsource(_TrainingEpochLoop.advance)
+
+
+def test_torchrun_in_a_job_knows_its_own_processes(job, monkeypatch):
+    (found,) = slurm_environment([])
+    assert isinstance(found, SLURMEnvironment)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")
+    assert slurm_environment([]) == []  # Lightning takes torchrun's
+    mine = Mine()
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    assert slurm_environment([mine]) == []
+
+
+class Mine(SLURMEnvironment, ClusterEnvironment):
+    """A cluster environment of one's own."""
+
+
+def reduced(told: list[list[int]], device: Any, monkeypatch: Any) -> list[list[int]]:
+    """What one process is told, whose every asking another one answers with a 1 in the second place."""
+
+    def all_reduce(values: torch.Tensor, op: Any, async_op: bool) -> Any:
+        values[1] = max(int(values[1]), 1)
+        return SimpleNamespace(wait=lambda: None)
+
+    monkeypatch.setattr(agreement.dist, "all_reduce", all_reduce)
+    asked = Agreement()
+    return [asked.ask(values, device, wait=wait) for *values, wait in told]
+
+
+def test_what_was_asked_is_answered_when_it_is_asked_again(monkeypatch):
+    told = [[2, 0, False], [0, 0, False], [1, 0, False], [0, 0, True], [0, 0, False]]
+    assert reduced(told, torch.device("cpu"), monkeypatch) == [[0, 0], [2, 1], [0, 1], [0, 1], [0, 0]]
+
+
+def test_a_signal_that_comes_while_the_processes_agree_is_not_lost():
+    told = Preemption()
+
+    def ask(*_: Any) -> list[int]:
+        told._on_signal(signal.SIGUSR1, None)
+        return [0, 0]
+
+    told._agreement = SimpleNamespace(ask=ask)  # type: ignore[assignment]
+    trainer: Any = SimpleNamespace(world_size=2, strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    assert told._agree(trainer, 0) == 0
+    assert told._requeue
 
 
 @pytest.mark.parametrize("name", ["SIGNAL9", "SIGKILL"])
@@ -253,6 +431,19 @@ def test_two_processes_agree_on_the_batch_though_only_the_second_was_told(tmp_pa
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == PREEMPTED, done.stderr[-3000:]
     said = [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
-    assert said == ["stopped at optimizer step 6"] * 2
-    assert saved_step(tmp_path / "run") == 6
+    # They ask each other at the end of step 6, and hear of it at the end of the next.
+    assert said == ["stopped at optimizer step 7"] * 2
+    assert saved_step(tmp_path / "run") == 7
     assert state(tmp_path / "run") == "preempted"
+
+
+@pytest.mark.slow
+def test_torchrun_in_a_job_of_one_task_has_its_two_processes(folder, job):
+    """Slurm was told of one task, and torchrun starts two; Slurm's word would make both of them rank 0."""
+    argv = [*pretrain(folder, folder / "run", epochs=1), "--trainer.devices=2", "--trainer.max_steps=2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "lit_align"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *argv], capture_output=True, text=True, timeout=600, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((folder / "run" / "environment.json").read_text())["processes"] == 2
+    assert state(folder / "run") == "finished"

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from lit_align.errors import Preempted
+from lit_align.workers import Result, Task, WorkerPool
 from tools.slurm.pipeline import main
 
 PIPELINE = """
 out: {out}
 seed: 0
+jobs: {jobs}
 stages:
   play: {{run: collect, args: {{episodes: 2}}}}
   pretrain: {{run: pretrain fit, args: {{data.trajectories: ["${{stage:play}}"]}}}}
@@ -29,6 +32,7 @@ echo "$((100 + $(grep -c '^$' {asked})));cluster"
 """
 SRUN = """#!/bin/sh
 echo "$@" >> {ran}
+echo "$OMP_NUM_THREADS $MKL_NUM_THREADS $LIT_ALIGN_CORES" >> {threads}
 test ! -e {signal} || {{ kill -USR1 $PPID; sleep 9; }}
 exit $(cat {code} 2>/dev/null || echo 0)
 """
@@ -38,12 +42,14 @@ echo "$@" >> {requeued}
 """
 
 
-@pytest.fixture
-def place(tmp_path, monkeypatch):
+@pytest.fixture(params=[1, 2])
+def place(tmp_path, monkeypatch, request):
     file = tmp_path / "three.yaml"
-    file.write_text(PIPELINE.format(out=tmp_path / "run"))
+    file.write_text(PIPELINE.format(out=tmp_path / "run", jobs=request.param))
     (tmp_path / "bin").mkdir()
-    names = {name: tmp_path / f"{name}.txt" for name in ("asked", "refuse", "ran", "code", "signal", "requeued")}
+    names = {
+        name: tmp_path / f"{name}.txt" for name in ("asked", "refuse", "ran", "code", "signal", "requeued", "threads")
+    }
     for name, text in (("sbatch", SBATCH), ("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / "bin" / name).write_text(text.format(**names))
         (tmp_path / "bin" / name).chmod(0o755)
@@ -157,6 +163,42 @@ def test_a_pipeline_that_is_told_to_make_room_stops_and_is_requeued(place, monke
     assert (place / "requeued.txt").read_text() == "requeue 7\n"
     assert state(place, "play") == "running"
     assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+
+
+def test_a_task_has_the_threads_of_its_own_cores_and_not_of_the_whole_job(place, monkeypatch):
+    as_job(monkeypatch, tasks=2)
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    monkeypatch.setattr("lit_align.scheduler.cores", lambda: 2)  # of the batch script's process: all tasks' of its node
+    assert submit(place, "--inside", "play") == 0
+    assert (place / "threads.txt").read_text() == "1 1 1\n"
+    assert "--cpus-per-task=1" in (place / "ran.txt").read_text()
+    assert "OMP_NUM_THREADS" not in (place / "ran.txt").read_text()
+
+
+def test_a_stage_that_could_not_have_its_job_requeued_has_it_done_from_outside(place, monkeypatch):
+    as_job(monkeypatch)
+    (place / "code.txt").write_text("76")
+    assert submit(place, "--inside", "play") == 75
+    assert (place / "requeued.txt").read_text() == "requeue 7\n"
+    assert state(place, "play") == "running"
+
+
+def _results(pool: WorkerPool) -> list[Result]:
+    while not (found := pool.wait(lambda: None)):
+        pass
+    return found
+
+
+def _make_room(argv: list[str]) -> None:
+    raise Preempted("told to", requeue=True)
+
+
+def test_a_worker_that_is_told_to_make_room_says_so_and_does_not_fail(tmp_path):
+    with WorkerPool(2, _make_room, _make_room) as pool:
+        pool.submit(Task("one", [], tmp_path / "log.txt", 1))
+        with pytest.raises(Preempted, match="told to") as stop:
+            _results(pool)
+    assert stop.value.requeue
 
 
 def test_a_stage_whose_needs_are_not_done_does_not_start(place, monkeypatch, capsys):

@@ -17,6 +17,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -27,10 +28,10 @@ from lit_align.errors import Preempted, UserError, raise_all
 from lit_align.pipeline import Pipeline, commands_of, load_pipeline
 from lit_align.progress import Progress
 from lit_align.scheduler import STATE, StageState, run_pipeline, write_timings
-from lit_align.slurm import PREEMPTED, leave
-from lit_align.workers import check_all
+from lit_align.slurm import NOT_REQUEUED, PREEMPTED, leave
+from lit_align.workers import SHARE, check_all
 
-DEFAULTS = {"nodes": 1, "ntasks-per-node": 1, "time": "24:00:00", "signal": "USR1@120"}
+DEFAULTS = {"nodes": 1, "ntasks-per-node": 1, "cpus-per-task": 1, "time": "24:00:00", "signal": "USR1@120"}
 """Options of sbatch where neither the file nor the command line says otherwise."""
 
 
@@ -172,7 +173,8 @@ def _sbatch(command: list[str], name: str, ids: Mapping[str, str]) -> str:
 
 def _run(pipeline: Pipeline, name: str) -> int:
     """Runs a stage in its job, in the tasks that the job has."""
-    one = pipeline.only([name])
+    # In this process, which Slurm's signals and the stage's end reach: there is no other stage to run beside it.
+    one = replace(pipeline.only([name]), jobs=1)
     prints = one.fingerprints()
     raise_all(
         [
@@ -195,20 +197,23 @@ def run_in_tasks(argv: list[str]) -> None:
     """Runs `lit-align ARGV` in all tasks of the job if it is a stage that trains, in one if not.
 
     Raises:
-        Preempted: if it stopped to go on later; it has seen to its requeue.
+        Preempted: if it stopped to go on later; it has seen to its requeue, or asks for it.
         SystemExit: with the exit code of a run that failed.
     """
     trains = argv[0] in STAGES
     command = ["srun", "--kill-on-bad-exit=1"] if trains else ["srun", "--nodes=1", "--ntasks=1"]
-    if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
-        command.append(f"--cpus-per-task={cpus}")
-    command += [sys.executable, "-m", "lit_align", *argv]
+    cpus = int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
+    # This process has the cores of all tasks of its node; a task has its own. A stage may ask for fewer threads.
+    threads = min(cpus, int(os.environ.get("OMP_NUM_THREADS") or cpus))
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", SHARE)
+    command += [f"--cpus-per-task={cpus}", sys.executable, "-m", "lit_align", *argv]
     if trains:
         command += [f"--trainer.num_nodes={os.environ['SLURM_NNODES']}"]
         command += [f"--trainer.devices={os.environ['SLURM_NTASKS_PER_NODE']}"]
-    code = subprocess.run(command, check=False).returncode
-    if code == PREEMPTED:
-        raise Preempted("the stage goes on when its job starts again")
+    environment = {**os.environ, **dict.fromkeys(names, str(threads))}
+    code = subprocess.run(command, check=False, env=environment).returncode
+    if code in (PREEMPTED, NOT_REQUEUED):
+        raise Preempted("the stage goes on when its job starts again", requeue=code == NOT_REQUEUED)
     if code:
         raise SystemExit(code)
 
