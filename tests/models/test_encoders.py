@@ -208,7 +208,7 @@ def test_what_is_no_vision_backbone_is_named(vision_models):
 
 def test_without_transformers_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match=r"pip install lit-align\[vision\]"):
+    with pytest.raises(UserError, match=r"pip install 'lit-align\[vision\]'"):
         agent_on("anywhere")
 
 

@@ -76,7 +76,7 @@ def changed(rng: random.Random, text: str) -> bytes:
     how = rng.randrange(20)
     if how < 8:
         content: Any = _mutate.tree(rng, yaml.safe_load(text), ("stages", "run", "args", "base", "model", "trainer"))
-        with contextlib.suppress(yaml.YAMLError, ValueError):  # what cannot be written as YAML
+        with contextlib.suppress(yaml.YAMLError, ValueError, RecursionError):  # what cannot be written as YAML
             return _mutate.encoded(rng, yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
     if how < 16:
         return _mutate.encoded(rng, _mutate.text(rng, text, SNIPPETS))

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import datasets  # noqa: F401  it loads for seconds, which are no case's
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
