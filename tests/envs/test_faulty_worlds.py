@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -20,6 +21,8 @@ from lit_align.envs import WorldFailed
 from lit_align.envs.guard import Guard
 from lit_align.envs.gym import make
 from lit_align.envs.isolate import Isolated, make_world
+from lit_align.envs.jumppads import orphans
+from lit_align.envs.jumppads.engine import SHARED_MEMORY
 from lit_align.errors import UserError
 from lit_align.rollout.sampler import Sampler
 from lit_align.workers import descendants
@@ -273,6 +276,31 @@ def test_an_engine_that_hangs_is_killed_in_time_and_a_hanging_one_can_be_closed(
     finally:
         world.close()
     assert not alive(pid)
+
+
+@needs_linux
+def test_an_engine_that_died_with_a_lock_in_its_hands_is_waited_for_no_longer_than_any_other():
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    world = make_world(ISLAND, {"size": 32}, step_timeout=1.0)
+    try:
+        first, _ = world.reset(seed=3)
+        engine = world.unwrapped._engine
+        instance = (engine.folder / "instance").read_text().strip()
+        with (SHARED_MEMORY / f"ViZDoomMQCtr{instance}").open("r+b") as file:
+            file.seek(orphans.AT)
+            lock = struct.Struct("=5i")
+            assert lock.unpack(file.read(lock.size)) == (0, 0, 0, 0, 128)  # else this is not where the lock lies
+            file.seek(orphans.AT)
+            file.write(lock.pack(1, 0, gone.pid, 1, 128))  # as the engine leaves it that is killed in the middle
+        os.kill(engine.pid, signal.SIGKILL)
+        with pytest.raises(WorldFailed, match="did not answer within 1 s and was killed; the next reset starts"):
+            world.step(world.action_space.sample())
+        assert not shared(instance)
+        np.testing.assert_array_equal(world.reset(seed=3)[0], first)
+        assert not orphans.release((world.unwrapped._engine.folder / "instance").read_text().strip())
+    finally:
+        world.close()
 
 
 @needs_linux

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+AGAIN = 1.0
 _PAUSE = (0.02, 0.5)  # seconds between two looks: a quarter of the shortest limit, within these bounds
 
 
@@ -20,7 +21,8 @@ class Deadline:
     """A limit to calls that follow one another.
 
     Args:
-        kill: Ends what the calls wait for; called from another thread.
+        kill: Ends what the calls wait for; called from another thread, and again every `AGAIN` seconds as long as the
+            call does not return.
 
     Attributes:
         seconds: The limit of the last call.
@@ -31,6 +33,7 @@ class Deadline:
         self.seconds, self.late = math.inf, False
         self._kill = kill
         self._due = math.inf
+        self._changing = threading.Lock()
         _watch(self)
 
     @contextmanager
@@ -41,12 +44,16 @@ class Deadline:
         try:
             yield
         finally:
-            self._due = math.inf
+            with self._changing:
+                self._due = math.inf
 
     def look(self, now: float) -> None:
         """Kills if it is late; called by the thread."""
-        if now > self._due:
-            self.late, self._due = True, math.inf
+        with self._changing:  # else a call that returns now would leave its limit to the next one
+            late = now > self._due
+            if late:
+                self.late, self._due = True, now + AGAIN
+        if late:
             self._kill()
 
 

@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 import weakref
 from dataclasses import dataclass
 from functools import partial
@@ -27,12 +28,16 @@ from lit_align.envs import WorldFailed
 from lit_align.envs.jumppads.affinity import SameCore
 from lit_align.envs.jumppads.deadline import Deadline
 from lit_align.envs.jumppads.map import build_wad
+from lit_align.envs.jumppads.orphans import release
 
 RESOLUTIONS = ("160x120", "200x150", "320x240", "400x300", "640x480", "800x600")
 SHARED_MEMORY = Path("/dev/shm")
 PROCESSES = Path("/proc")
 START = 60.0
 """Seconds that an engine may take to start, and for a step where nobody says otherwise."""
+
+GONE = 1.0
+"""Seconds in which an engine that was killed is gone."""
 
 _BUTTONS = (
     vizdoom.Button.MOVE_FORWARD_BACKWARD_DELTA,
@@ -112,14 +117,21 @@ def _tidy(watchdog: subprocess.Popen[bytes] | None, folder: Path) -> None:
 
 
 def _kill(folder: Path) -> None:
-    """Kills the engine that was started in a folder, if it has got so far and is not gone already."""
+    """Kills the engine that was started in a folder, if it has got so far and is not gone already.
+
+    What it held is released, also if it was somebody else who killed it: a call would wait for it for ever.
+    """
     with contextlib.suppress(OSError, ValueError):
-        pid = int((folder / "pid").read_text())
-        if PROCESSES.is_dir():  # else a stranger may have got its number
-            instance = (folder / "instance").read_bytes().strip()
-            if instance not in (PROCESSES / str(pid) / "cmdline").read_bytes():
-                return
-        os.kill(pid, signal.SIGKILL)
+        pid, instance = int((folder / "pid").read_text()), (folder / "instance").read_text().strip()
+        place = PROCESSES / str(pid)
+        with contextlib.suppress(OSError):
+            # Else a stranger may have got its number.
+            if not PROCESSES.is_dir() or instance.encode() in (place / "cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
+        end = time.monotonic() + GONE
+        while place.exists() and time.monotonic() < end:
+            time.sleep(0.005)
+        release(instance)
 
 
 class Engine:
