@@ -172,11 +172,21 @@ def api(token: str | None = None) -> HfApi:
     return HfApi(endpoint=_endpoint(), token=token, library_name="lit-align", library_version=__version__)
 
 
-def refuse_code(names: Iterable[str], repo_id: str) -> None:
+def names_of(found: Any) -> list[str]:
+    """The names of a repository's files, of what `repo_info` returned."""
+    return [file.rfilename for file in getattr(found, "siblings", None) or ()]
+
+
+def refuse_code(names: Iterable[str], repo_id: str, uploading: bool = False) -> None:
     """Raises ValueError if one of a repository's files can run code when it is loaded, such as a pickle."""
     bad = sorted(name for name in names if PurePosixPath(name.lower()).suffix in REFUSED)
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        if uploading:
+            raise UserError(
+                f"{repo_id} holds {bad[0]}{more}, which can run code when it is loaded; remove it there first (or push "
+                "to another name); nothing was uploaded"
+            )
         raise UserError(
             f"{repo_id} holds {bad[0]}{more}, which can run code when it is loaded; nothing was downloaded. Expected "
             "safetensors, JSON, Parquet, pictures and videos only: ask its owner to remove it, or give the revision of "
@@ -230,7 +240,7 @@ def _look(repo_id: str, kind: RepoType, revision: str | None, token: str | None)
     except (HTTPError, ConnectionError) as error:
         _log.warning("the Hub cannot be reached (%s); looking for %s in the cache", error, repo_id)
         return False
-    names = [file.rfilename for file in getattr(found, "siblings", None) or ()]
+    names = names_of(found)
     refuse_code(names, repo_id)
     lacking = [name for name in NEEDED[kind] if "*" not in name and name not in names]
     if lacking:
@@ -264,6 +274,17 @@ def _root(error: BaseException) -> BaseException:
     return error
 
 
+def _unreached(error: BaseException | None) -> bool:
+    """Whether no connection was made at all; the names are those of the HTTP client, whichever it is."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if type(error).__name__ in ("ConnectError", "ConnectTimeout", "ConnectionRefusedError"):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def _say(raised: Exception, repo_id: str, kind: RepoType, revision: str | None) -> str:
     from huggingface_hub import constants, errors
 
@@ -277,6 +298,11 @@ def _say(raised: Exception, repo_id: str, kind: RepoType, revision: str | None) 
         return (
             f"{repo_id}{f'@{revision}' if revision else ''} is not in the cache, there is no folder of that name here, "
             f"and the Hub ({where}) cannot be reached or HF_HUB_OFFLINE is set: connect once, or name a folder"
+        )
+    if _unreached(raised):
+        return (
+            f"the Hub ({where}) cannot be reached: {' '.join(str(error).split())[:300] or type(error).__name__}; check "
+            "the connection (and HF_ENDPOINT, if it is set), then do the same again"
         )
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.RepositoryNotFoundError) or status == 404:

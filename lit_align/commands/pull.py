@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 
-def run(name: str, out: str, revision: str | None = None, kind: Literal["model", "dataset"] | None = None) -> None:
+def run(
+    name: str, out: str | None, revision: str | None = None, kind: Literal["model", "dataset"] | None = None
+) -> None:
     """Downloads what `lit-align push` uploaded into a folder, and reads it.
 
     Nothing is downloaded from a repository that holds files that can run code, such as pickles. After a connection
@@ -17,7 +19,7 @@ def run(name: str, out: str, revision: str | None = None, kind: Literal["model",
 
     Args:
         name: `user/name` on the Hub, or `user/name@revision`.
-        out: Folder to write; it must not exist or be empty.
+        out: Folder to write, the second word; it must not exist or be empty.
         revision: A branch, a tag or a commit; by default the main branch.
         kind: Which is meant, where there is a model and a data set of that name.
     """
@@ -26,7 +28,9 @@ def run(name: str, out: str, revision: str | None = None, kind: Literal["model",
     from lit_align.sharing.plan import check
     from lit_align.sharing.what import find
 
-    target = Path(out)
+    if out is None:
+        raise UserError(f"the folder to write is lacking; it is the second word: lit-align pull {name} FOLDER")
+    target = Path(os.path.realpath(out))  # of a link, the folder that it names
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"--out {out} is there already; expected a folder that is empty or does not exist")
     repo_id, named = hub.split_id(name)

@@ -12,6 +12,7 @@ import yaml
 from lit_align.errors import UserError
 from lit_align.sharing.facts import Facts, mapping, number_or_none, strings, text_or_none
 from lit_align.sharing.lineage import Origin
+from lit_align.sharing.scrub import refuse_in_words
 from lit_align.sharing.text import cell, code, command_line, fenced, plain, quoted, table, without_paths
 
 PIXELS = "RGB frames ({size}, {size}, 3), uint8"
@@ -146,6 +147,7 @@ def commands(origins: Iterable[Origin], root: Path) -> str:
         if one.kind in ("agent", "reward_model"):
             words = [] if one.facts is None else one.facts.command
             lines.append(f"# {plain(one.name)}{'' if words else ': its command is not known'}")
+            refuse_in_words(words, f"the environment.json of {plain(one.name)}")
             lines += [command_line(words, root)] if words else []
     return fenced("\n".join(lines), "bash")
 

@@ -14,7 +14,10 @@ LONGEST = 120
 WIDTH = 100
 """Characters after which a command goes on in the next line."""
 _ABSOLUTE = re.compile(
-    r"""(?:file:/+|(?<![\w.~:/-])/+|(?<=[^/]:)/(?!/))[^\s'",\[\]{}]*|\b[A-Za-z]:\\[^\s'",\[\]{}]*|\\\\[^\s'",\[\]{}]+"""
+    # The name of a home folder may hold spaces.
+    r"""(?<![\w.~-])/+(?:home|Users)/[^\s'",\[\]{}/]+(?:[ ][\w.]+){1,2}/[^\s'",\[\]{}]*|"""
+    r"""(?:file:/+|(?<![\w.~:/-])/+|(?<=[^/]:)/(?!/))[^\s'",\[\]{}]*|"""
+    r"""\b[A-Za-z]:\\[^\s'",\[\]{}]*|\\\\[^\s'",\[\]{}]+"""
 )
 _HOMES = {"home", "Users"}
 

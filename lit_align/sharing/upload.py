@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lit_align import hub
 from lit_align.errors import UserError
 from lit_align.sharing.plan import Plan, make_plan
 from lit_align.sharing.what import Shared
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 STALE = "data/*.parquet"
 """Files in a data set's repository that a push replaces: shards that it no longer has go, in the same commit."""
@@ -44,6 +49,8 @@ def push(
 ) -> Pushed:
     """Uploads what a plan lists, in one commit; the repository and the branch are made if they are not there.
 
+    What is there is looked at first: where a file can run code, nothing is made either.
+
     `create_commit` and not `upload_folder` or `upload_large_folder`, which make several commits of many files: readers
     never meet half of a data set. What was uploaded before a connection broke is not sent again, since the Hub asks for
     the content of those files only that it does not have (by their sha256).
@@ -68,12 +75,15 @@ def push(
     plan = plan or make_plan(shared, repo_id)
     kind, api = shared.repo_type, hub.api(token)
     with hub.plainly(repo_id, kind, revision):
-        api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True)
-        if revision is not None:
-            api.create_branch(repo_id, repo_type=kind, branch=revision, exist_ok=True)
-        before = api.repo_info(repo_id, repo_type=kind, revision=revision)
-        there = [file.rfilename for file in getattr(before, "siblings", None) or ()]
-        hub.refuse_code(there, repo_id)
+        before, there = _look(api, repo_id, kind, revision)
+        if before is None:
+            api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True)
+        if before is None or revision is not None:
+            if revision is not None:
+                api.create_branch(repo_id, repo_type=kind, branch=revision, exist_ok=True)
+            before = api.repo_info(repo_id, repo_type=kind, revision=revision)
+            there = hub.names_of(before)
+            hub.refuse_code(there, repo_id, uploading=True)
         sent = {item.name for item in plan.items}
         stale = [name for name in there if kind == "dataset" and fnmatch.fnmatch(name, STALE) and name not in sent]
         done = api.create_commit(
@@ -91,13 +101,29 @@ def push(
     return Pushed(repo_id, commit, str(done.commit_url), commit != before.sha)
 
 
+def _look(api: HfApi, repo_id: str, kind: hub.RepoType, revision: str | None) -> tuple[Any, list[str]]:
+    """What is there before anything is made: None without a repository, its main branch without that revision."""
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        try:
+            found = api.repo_info(repo_id, repo_type=kind, revision=revision)
+        except RevisionNotFoundError:
+            found = api.repo_info(repo_id, repo_type=kind)
+    except RepositoryNotFoundError:
+        return None, []
+    names = hub.names_of(found)
+    hub.refuse_code(names, repo_id, uploading=True)
+    return found, names
+
+
 def keep(plan: Plan, folder: str | Path) -> None:
     """Writes what goes up into a folder, to be looked at.
 
     Raises:
         ValueError: The folder holds something already.
     """
-    target = Path(folder)
+    target = Path(os.path.realpath(folder))  # of a link, the folder that it names
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"'{folder}' is there already; expected a folder that is empty or does not exist")
     for item in plan.items:

@@ -135,6 +135,24 @@ def test_what_is_there_is_not_overwritten(hub, tmp_path):
     assert hub.seen == []
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_is_followed(hub, tmp_path, there):
+    tiny_agent().save(tmp_path / "agent")
+    hub.put("alice/agent", files_of(tmp_path / "agent"))
+    if there:
+        (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    pull("alice/agent", "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "model.safetensors").is_file()
+
+
+def test_without_a_folder_the_second_word_is_named(hub, capsys):
+    assert main(["pull", "alice/agent"]) == 2
+    assert "it is the second word: lit-align pull alice/agent FOLDER" in capsys.readouterr().err
+    assert hub.seen == []
+
+
 def test_what_cannot_be_read_does_not_appear(hub, tmp_path):
     tiny_agent().save(tmp_path / "agent")
     files = files_of(tmp_path / "agent")

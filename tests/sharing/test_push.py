@@ -94,6 +94,20 @@ def test_no_place_on_this_machine_goes_up(hub, a_run, tmp_path, card):
         "wandb_api_key: 0123456789abcdef0123",
         '"password": "correct-horse"',
         "machine example.org login bob password hunter2",
+        "--data.env_args.password hunter22222",
+        "--trainer.logger.init_args.token abcdef0123456789abcdef",
+        "`--token abcdefgh12345678`",
+        "Authorization: Bearer abcdef1234567890",
+        "wandb login " + "0f" * 20,
+        "key " + "0f" * 20,
+        '"password_of_world": "hunter22222"',
+        "password=ALLCAPSPASS",
+        "password=my_dog_rex99",
+        "password=$ecret1",
+        "password=your-mother!1",
+        "password=<a>bcdefg",
+        "password: true-love",
+        '"password": "a,b,c,d"',
     ],
 )
 def test_secrets_are_refused_by_file_and_line_and_not_repeated(hub, a_run, card, secret):
@@ -108,7 +122,7 @@ def test_a_secret_in_the_config_is_refused(hub, a_run, card):
     agent = Agent.load(a_run / "agent")
     agent.info["env_args"] = {"api_key": "0123456789abcdef"}
     agent.save(a_run / "agent")
-    with pytest.raises(UserError, match="config.json, line .* a secret under its name"):
+    with pytest.raises(UserError, match="config.json, key info.env_args.api_key, .* a secret under its name"):
         push(str(a_run), "alice/agent", card=card)
     assert hub.writes == []
 
@@ -122,11 +136,73 @@ def test_a_secret_in_the_config_is_refused(hub, a_run, card):
         "</td><td>1 / 2</td>",
         "token: null, `HF_TOKEN=$TOKEN`, tokens: 123456789",
         "Agent.from_pretrained('alice/agent', token=token)",
+        "tokens 5, token_id, token_id: 123456789, max_tokens: 128000, --max_tokens 128000",
+        "commit " + "0f" * 20 + ", revision: " + "0f" * 20 + ", api " + "0f" * 32,
+        "`alice/wandb-agent@" + "0f" * 20 + "`",
+        "password: <your password>, token: ******, password=${NAME_X}, password: null, secret=xxxxxxxx",
+        "token=your-token-here, token=os.environ['HF_TOKEN'], --token $HF_TOKEN",
+        "s3://bucket/a/b, https://host/home/alice, alice/name, ~/mine/x",
     ],
 )
 def test_ordinary_text_is_left_alone(text):
     assert relative(text) == text
     refuse_secrets(text, "README.md")
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("wad:/home/alice/clients/x.wad", "wad:clients/x.wad"),
+        ("{a:/home/alice/s}", "{a:s}"),
+        ("PATH:/home/alice", "PATH:~"),
+        ("-I/home/alice/inc", "-Iinc"),
+        ("file:/home/alice/x", "file:x"),
+        ("//home/alice/x", "x"),
+        ("C:/Users/alice/x", "x"),
+        ("c:/users/alice/x", "c:x"),
+        ("C:\\Users\\Alice Smith\\runs", "runs"),
+        ("C:\\\\Users\\\\alice\\\\x", "x"),
+        ("\\\\server\\share\\x", "share/x"),
+        ("\\\\server\\Users\\alice\\x", "x"),
+        ("/home/alice smith/runs/a", "runs/a"),
+        ("/mnt/c/Users/alice/x", "x"),
+        ("../../home/alice/x", "x"),
+        ("x=/home/alice:/home/alice/b", "x=~:b"),
+        ("sqlite:////home/alice/db", "sqlite:db"),
+        ("wad:/scratch/d/x.wad", "wad:d/x.wad"),
+    ],
+)
+def test_no_user_name_is_left_of_a_path_wherever_it_stands(text, left):
+    assert relative(text) == relative(left) == left
+    for content in (text, f"{text} --out /home/alice/b", [text], {text: 1}):
+        clean = json.dumps(scrub(content)).lower()
+        assert "alice" not in clean
+        assert "smith" not in clean
+
+
+@pytest.mark.parametrize("unit", ["a-", "a", "x/", "/", " a", "\\", " -a", "../", "/home ", "password", "a.", "token "])
+def test_long_lines_are_read_in_time_that_grows_with_them(unit):
+    # Where it grew with the square of the length, this took minutes.
+    assert len(relative(unit * 40_000)) > 0
+    refuse_secrets(unit * 40_000, "README.md")
+
+
+@pytest.mark.parametrize(
+    "words", [["--data.env_args.password", "hun2"], ["--token=abcd"], ["-x", "--api_key", "k e y"]]
+)
+def test_the_words_of_a_command_are_looked_at_one_by_one(hub, a_run, words):
+    (a_run / "environment.json").write_text(json.dumps({"command": ["lit-align", "finetune", "fit", *words]}))
+    with pytest.raises(UserError, match="environment.json of .*its command, looks as if it held") as error:
+        push(str(a_run), "alice/agent")
+    assert words[-1].rpartition("=")[2] not in str(error.value)
+    assert hub.seen == []
+
+
+def test_json_in_one_line_names_the_key():
+    content = {"info": {"runs": [{"note": "x"}, {"note": "see --token abcdefgh1234"}]}}
+    with pytest.raises(UserError, match="config.json, key info.runs.note, looks"):
+        refuse_secrets(json.dumps(content), "config.json")
+    refuse_secrets(json.dumps({"revision": "0f" * 20, "fingerprint": "0f" * 32, "password": None}), "config.json")
 
 
 names = st.text("abcXYZ019_-", min_size=1, max_size=8)
@@ -210,6 +286,28 @@ def test_where_a_pickle_is_nothing_is_pushed(hub, a_run, card):
     with pytest.raises(UserError, match="alice/agent holds old.pkl, which can run code"):
         push(str(a_run), "alice/agent", card=card)
     assert hub.received == {}
+
+
+def test_where_a_pickle_is_no_branch_is_made_and_the_owner_is_told(hub, a_run, card):
+    hub.put("alice/agent", {"old.pkl": b"\x80"})
+    with pytest.raises(UserError, match="remove it there first .or push to another name.; nothing was uploaded"):
+        push(str(a_run), "alice/agent", card=card, revision="dev")
+    assert list(repo(hub).branches) == ["main"]
+    assert hub.writes == []
+
+
+def test_a_hub_that_does_not_listen_is_told(hub, a_run, card, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match="the Hub .http://127.0.0.1:9. cannot be reached") as error:
+        push(str(a_run), "alice/agent", card=card)
+    assert "broke off" not in str(error.value)
+
+
+def test_out_may_be_a_link_to_a_folder_that_is_empty_or_not_there(hub, a_run, card, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "kept")
+    push(str(a_run), "alice/agent", card=card, out="link", dry_run=True)
+    assert (tmp_path / "kept" / "README.md").is_file()
+    assert (tmp_path / "link").is_symlink()
 
 
 @pytest.mark.parametrize("to", ["agent", "alice/agent@dev", "a/b/c", "../x"])
