@@ -48,7 +48,7 @@ def run(checkpoint: str, out: str, format: Literal["folder", "onnx"] = "folder",
     elif worlds is not None:
         raise UserError(f"--worlds {worlds} is for --format onnx; leave it out")
     else:
-        _write_folder(checkpoint, Path(out))
+        _write_folder(checkpoint, out)
 
 
 def _write_onnx(agent: str, target: Path, worlds: int | None) -> None:
@@ -71,31 +71,35 @@ def _write_onnx(agent: str, target: Path, worlds: int | None) -> None:
         )
     read_config(folder, Agent.kind)
     player = Agent.load(folder).eval().requires_grad_(False)
-    file = export_onnx(player, target, worlds)
     steps = player.config.context + 8
-    apart = largest_difference(player, file, steps)
-    parts = [part for part in (file, file.with_name(f"{file.name}.data")) if part.exists()]
-    if not apart <= TOLERANCE:  # so written, NaN is refused too
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as aside:
+        file = export_onnx(player, Path(aside) / target.name, worlds)
+        apart = largest_difference(player, file, steps)
+        if not apart <= TOLERANCE:  # so written, NaN is refused too
+            raise UserError(
+                f"the ONNX file was {apart:.1e} away from torch in log-probability, expected at most {TOLERANCE:.0e}; "
+                f"it was removed, and {target} is as it was: try other versions of torch and onnxruntime"
+            )
+        # The weights first: a file that is there has all that it needs.
+        parts = sorted(Path(aside).iterdir(), key=lambda part: part.name == target.name)
+        size = sum(part.stat().st_size for part in parts)
         for part in parts:
-            part.unlink()
-        raise UserError(
-            f"the ONNX file was {apart:.1e} away from torch in log-probability, expected at most {TOLERANCE:.0e}; it "
-            "was removed: try other versions of torch and onnxruntime"
-        )
-    size = sum(part.stat().st_size for part in parts)
+            os.replace(part, target.with_name(part.name))
     print(  # noqa: T201  what was asked
-        f"{file}: {size / 1e6:.1f} MB; over {steps} steps its log-probabilities are at most {apart:.1e} from torch's"
+        f"{target}: {size / 1e6:.1f} MB; over {steps} steps its log-probabilities are at most {apart:.1e} from torch's"
     )
 
 
-def _write_folder(checkpoint: str, target: Path) -> None:
+def _write_folder(checkpoint: str, out: str) -> None:
     """Exports what a checkpoint holds."""
     from lit_align.commands.run_folder import RunFolder
     from lit_align.commands.stage import CLASSES, StageCLI
 
     folder, resume = _find(Path(checkpoint))
+    target = Path(os.path.realpath(out))  # a link to a folder stays one, and what it leads to is filled
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"--out {target} is there already; expected a folder that is empty or does not exist")
+        raise UserError(f"--out {out} is there already; expected a folder that is empty or does not exist")
     path = RunFolder(folder).checkpoint(resume)
     assert path is not None
     content = _read(path)
@@ -118,7 +122,7 @@ def _write_folder(checkpoint: str, target: Path) -> None:
         if target.exists():
             target.rmdir()
         os.replace(Path(aside) / model.folder, target)
-    print(f"{target}: {model.folder} of {stage}, after {content['global_step']} optimizer steps")  # noqa: T201
+    print(f"{out}: {model.folder} of {stage}, after {content['global_step']} optimizer steps")  # noqa: T201
 
 
 def _find(path: Path) -> tuple[Path, str]:

@@ -23,6 +23,7 @@ def run(
     temperature: float = 1.0,
     top_p: float = 1.0,
     precision: Literal["fp32", "bf16", "int8"] = "fp32",
+    device: str = "cpu",
     threads: int | None = None,
     max_frame: int = 1024,
     idle_timeout: float = 300.0,
@@ -43,6 +44,7 @@ def run(
         temperature: Sampling temperature of the actions where a client asks for none; 0 takes the likeliest.
         top_p: Draw from the smallest set of classes that holds this much probability; 1 leaves every class.
         precision: Precision of the agent's arithmetic: `fp32`; `bf16`; `int8`: 8-bit weights.
+        device: Where it computes: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes a GPU if there is one.
         threads: Torch threads; None leaves torch's own number.
         max_frame: Pixels that the side of a frame may have.
         idle_timeout: Seconds without a message after which a client is let go.
@@ -68,12 +70,16 @@ def run(
 
     import torch
 
+    from lit_align.loading import find_device
+    from lit_align.models.acting import check_precision
     from lit_align.models.agent import Agent
     from lit_align.models.folder import fingerprint
 
+    place = find_device(device)
+    check_precision(precision, place)
     if threads:
         torch.set_num_threads(threads)
-    player = Agent.load(agent).prepare(precision)
+    player = Agent.load(agent, place).prepare(precision)
     digest = fingerprint(agent)
     make_listener = _listener(host, port, socket, clients, allow_origins or [])
 
@@ -118,9 +124,9 @@ async def _until_signal(server: Any, name: str) -> tuple[dict[str, Any], int]:
             loop.remove_signal_handler(each)
         told.set_result(number)
 
-    await server.start()
-    for each in (signal.SIGINT, signal.SIGTERM):
+    for each in (signal.SIGINT, signal.SIGTERM):  # first, so that one that comes in between leaves no socket's file
         loop.add_signal_handler(each, take, each)
+    await server.start()
     _say(f"{name} acts at {server.listener.address}; Ctrl-C ends it")
     number = await told
     return await server.stop(), number

@@ -80,7 +80,8 @@ def read_config(folder: str | Path, kind: str | None = None) -> dict[str, Any]:
             if hint
             else "; expected a folder that a stage left (its agent/ or reward_model/), or user/name on the Hub"
         )
-        raise UserError(f"no {CONFIG} in '{folder}'{more}")
+        lacks = f"no {CONFIG} in '{folder}'" if path.parent.exists() else f"there is no folder '{folder}'"
+        raise UserError(lacks + more)
     content = _read_json(path)
     if not isinstance(content, dict) or type(content.get("schema")) is not int or content["schema"] != SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else type(content).__name__

@@ -119,6 +119,11 @@ def _mend_type(part: Any, kind: str) -> str:
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 255):
         return f"its values go from {low:g} to {high:g}: scale them to 0 to 255, then {cast}"
+    if "float" in kind and high == 0:
+        return (
+            f"its values are all 0, which does not tell their range: scale frames of 0 to 1 by (frames * 255).round()"
+            f"{cast}, convert frames of 0 to 255 by {cast}"
+        )
     if "float" in kind and high <= 1:
         return f"its values go up to {high:g}: scale them by (frames * 255).round(){cast}"
     return f"its values fit: convert them by {cast}"

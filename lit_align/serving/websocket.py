@@ -13,7 +13,9 @@ from typing import Any
 
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import DATA_OPCODES, Frame
 from websockets.http11 import Request, Response
+from websockets.protocol import Event
 
 from lit_align.errors import UserError
 from lit_align.serving.channel import Channel, ChannelClosed, now
@@ -64,6 +66,12 @@ class Connection(ServerConnection):
             self.half_since = None
         elif self.half_since is None:
             self.half_since = now()
+
+    def process_event(self, event: Event) -> None:
+        """Called for every frame; after a whole message, a part that is here is of the next one."""
+        super().process_event(event)
+        if isinstance(event, Frame) and event.opcode in DATA_OPCODES and event.fin:
+            self.half_since = None
 
 
 class WebSocketChannel:

@@ -86,7 +86,7 @@ def test_a_folder_to_start_from_is_missed_before_anything_else(folder, refused):
     nowhere = folder / "nowhere" / "agent"
     data = [f"--data.trajectories=[{folder / 'play'}]"]
     said = refused(["finetune", "fit", f"--out={folder / 'run'}", f"--init_from={nowhere}", *data, *CPU])
-    assert f"no config.json in '{nowhere}'; expected a folder that a stage left" in said
+    assert f"there is no folder '{nowhere}'; expected a folder that a stage left" in said
     said = refused(["finetune", "fit", f"--out={folder / 'run'}", f"--init_from={folder / 'base'}", *data, *CPU])
     assert f"did you mean {folder / 'base' / 'agent'}?" in said
     without = [word for word in align(folder, folder / "run") if not word.startswith("--init_from")]

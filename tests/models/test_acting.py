@@ -104,6 +104,11 @@ def test_a_vector_alone_and_beside_pixels():
         (seen()[:16], "it is 32 wide and 16 high: cut, pad or stretch it to a square"),
         (seen() / 255, r"pixels is float64.*up to 1: scale them by \(frames \* 255\).round\(\).astype\(np.uint8\)"),
         (torch.from_numpy(seen() / 255), r"by \(frames \* 255\).round\(\).to\(torch.uint8\)"),
+        (seen() * np.float32(0), r"0 to 1 by \(frames \* 255\).round\(\).astype.*of 0 to 255 by .astype\(np.uint8\)$"),
+        (
+            torch.zeros(SIZE, SIZE, 3),
+            r"0 to 1 by \(frames \* 255\).*of 0 to 255 by .to\(torch.uint8\)$",
+        ),
         (seen().astype(np.float32), r"float32.*its values fit: convert them by .astype\(np.uint8\)"),
         (seen().astype(int), "int64.*its values fit"),
         (seen() - 300.0, "its values go from -300 to -45: scale them to 0 to 255"),

@@ -72,6 +72,12 @@ def test_what_cannot_be_loaded_is_named(folders, monkeypatch):
         lit_align.load(agent, precision="fp8")
     with pytest.raises(UserError, match="has no revision 'main'"):
         lit_align.load(agent, revision="main")
+    for nowhere in (folders / "nope", str(folders / "nope")):
+        with pytest.raises(UserError, match=f"^there is no folder '{folders / 'nope'}'; expected .*user/name"):
+            lit_align.load(nowhere)
+    (folders / "empty").mkdir()
+    with pytest.raises(UserError, match=f"^no config.json in '{folders / 'empty'}'; expected a folder"):
+        lit_align.load(folders / "empty")
     with pytest.raises(UserError, match="did you mean .*agent"):
         lit_align.load(folders)
     config = json.loads((agent / "config.json").read_text())

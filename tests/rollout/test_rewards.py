@@ -155,8 +155,8 @@ def test_a_function_that_gives_something_else_is_named(function, word):
     [
         ("nowhere.at_all:reward", "model.reward_model: cannot import 'nowhere.at_all'"),
         (f"{HERE}:nothing", "model.reward_model: there is no function 'nothing'"),
-        ("no/such/folder", r"model.reward_model: no config.json in 'no/such/folder'.*or `env`, or `package.module"),
-        ("envs", "model.reward_model: no config.json in 'envs'"),
+        ("no/such/folder", r"model.reward_model: there is no folder 'no/such/folder'.*or `env`, or `package.module"),
+        ("envs", "model.reward_model: there is no folder 'envs'"),
     ],
 )
 def test_sources_that_are_not_there_are_named(source, word):

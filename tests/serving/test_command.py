@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -16,8 +17,13 @@ import numpy as np
 import pytest
 
 from lit_align.cli import main
+from lit_align.commands.serve import _until_signal
+from lit_align.errors import UserError
+from lit_align.models.agent import Agent
 from lit_align.serving.client import Client
-from lit_align.serving.server import is_local
+from lit_align.serving.server import Server, is_local
+from lit_align.serving.service import Limits, Service
+from lit_align.serving.unix import UnixListener
 from lit_align.spaces import ActionCodec
 from tests.helpers import tiny_agent
 from tests.serving.helpers import film, running
@@ -87,12 +93,49 @@ def refused(capsys, *words):
         (["--idle_timeout", "0"], "idle_timeout is 0"),
         (["--temperature", "-1"], "temperature is -1"),
         (["--port", "70000"], "0 to 65535"),
-        ([], "no config.json"),
+        ([], "there is no folder 'nowhere'"),
+        (["--device", "gpu"], "device is 'gpu'; expected cpu, cuda, cuda:1, mps or auto"),
     ],
 )
 def test_what_cannot_be_is_told_before_anything_is_served(capsys, monkeypatch, words, word):
     monkeypatch.delenv("LIT_ALIGN_TOKEN", raising=False)
     assert word in refused(capsys, "nowhere", *words)
+
+
+@pytest.mark.parametrize(("words", "device"), [([], "cpu"), (["--device", "meta"], "meta")])
+def test_the_agent_is_loaded_on_the_device_that_is_named(folder, capsys, monkeypatch, words, device):
+    def load(folder, device="nowhere", random_init=False):
+        raise UserError(f"asked for {device}")
+
+    monkeypatch.setattr(Agent, "load", load)
+    assert refused(capsys, folder, *words) == f"error: asked for {device}\n"
+
+
+def test_a_signal_while_the_server_starts_ends_it_cleanly_too(tmp_path):
+    class Hasty(UnixListener):
+        """Is told to end as soon as its socket is there."""
+
+        async def start(self, talk):
+            await super().start(talk)
+            assert path.exists()
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(0.05)
+
+    async def serve():
+        service = Service(tiny_agent(), "tested", Limits(clients=2))
+        return await _until_signal(Server(service, Hasty(str(path))), "tested")
+
+    def killed(*_):
+        raise AssertionError("nobody took the signal")
+
+    path = tmp_path / "s"
+    before = signal.signal(signal.SIGTERM, killed)
+    try:
+        stats, number = asyncio.run(serve())
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (number, stats["frames"]) == (signal.SIGTERM, 0)
+    assert not path.exists()
 
 
 def test_a_port_in_use_is_one_line(folder, capsys):

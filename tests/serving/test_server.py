@@ -16,6 +16,7 @@ from PIL import Image
 
 from lit_align.envs.gym import make
 from lit_align.rollout.sampler import Sampler
+from lit_align.serving import websocket
 from lit_align.serving.client import Client
 from lit_align.serving.protocol import ProtocolError
 from lit_align.serving.service import Limits
@@ -365,6 +366,27 @@ def test_half_a_message_over_a_websocket_is_not_waited_for_either():
         answer = json.loads(connection.recv(PATIENCE))
         assert (answer["type"], answer["code"]) == ("error", "half")
         client.close()
+
+
+def test_a_client_that_sends_ahead_is_not_taken_for_one_that_sends_half_a_message(monkeypatch):
+    """Each read ends inside the next message, whose age is told from the read in which it began."""
+    clock = [0.0]
+    monkeypatch.setattr(websocket, "now", lambda: clock[0])
+    asked = b"\x81\x90\0\0\0\0" + b'{"type":"stats"}'
+    with running(tiny_agent()) as server, Client(server.address) as client:
+        connection, (session,) = client._wire._connection, server.service.sessions
+        rest = asked
+        for turn in range(1, 6):
+            clock[0] = float(turn)
+            connection.socket.sendall(rest + asked[:9])
+            rest = asked[9:]
+            assert json.loads(connection.recv(PATIENCE))["type"] == "stats"
+            assert session.channel.half_since == turn
+        clock[0] = 9.0
+        connection.socket.sendall(rest[:4])
+        connection.socket.sendall(rest[4:])
+        assert json.loads(connection.recv(PATIENCE))["type"] == "stats"
+        assert session.channel.half_since is None
 
 
 def test_who_does_not_read_is_let_go_and_fills_no_memory(tmp_path):

@@ -232,7 +232,10 @@ def test_several_rewards_and_an_ensembles_doubt_are_logged(folder):
             "model.reward_model: cannot import 'tests.stages.nowhere'",
         ),
         (["--model.reward_model=tests.helpers:good"], "model.reward_model: there is no function 'good'"),
-        (["--model.reward_model=nowhere/reward_model"], "model.reward_model: no config.json in 'nowhere/reward_model'"),
+        (
+            ["--model.reward_model=./nowhere/reward_model"],
+            "model.reward_model: there is no folder './nowhere/reward_model'",
+        ),
         (
             ["--model.reward_model=tests.rollout.test_rewards:too_short"],
             "an array of shape .*expected one number a step",
@@ -253,8 +256,8 @@ def test_folders_that_are_missing_are_all_named(folder, capsys):
     assert main([*run, "--model.rewards={./no/one: 1.0, env: 1.0, ./no/two: 1.0}"]) == 2
     said = capsys.readouterr().err
     assert "2 things to mend" in said
-    assert "model.rewards: no config.json in './no/one'" in said
-    assert "model.rewards: no config.json in './no/two'" in said
+    assert "model.rewards: there is no folder './no/one'" in said
+    assert "model.rewards: there is no folder './no/two'" in said
     assert not (folder / "nothing").exists()
 
 

@@ -537,7 +537,9 @@ def test_what_does_not_fit_the_data_is_refused(folder, tmp_path, capsys):
     (tmp_path / "sees" / "agent" / "model.safetensors").unlink()
     sees = ["--data.image_size=64", f"--init_from={tmp_path / 'sees' / 'agent'}"]
     assert "no model.safetensors" in refused(prefer(folder, out, *sees), capsys)
-    assert "model.reference: no config.json" in refused(prefer(folder, out, "--model.reference=nowhere"), capsys)
+    assert "model.reference: there is no folder 'nowhere'" in refused(
+        prefer(folder, out, "--model.reference=nowhere"), capsys
+    )
     assert "model.beta is 0.0" in refused(prefer(folder, out, "--model.beta=0"), capsys)
     splits = {"test": compared(episodes(), PLAYED - TEST, PLAYED, 4)}
     write_preferences(tmp_path / "few", splits, PreferenceMeta(str(folder / "play")), "today")
