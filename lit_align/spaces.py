@@ -23,6 +23,8 @@ STICK_EDGES = (-1.05, -0.95, -0.75, -0.5, -0.25, -0.05, 0.05, 0.25, 0.5, 0.75, 0
 STICK_CENTRES = (-1.0, -0.85, -0.625, -0.375, -0.15, 0.0, 0.15, 0.375, 0.625, 0.85, 1.0)
 AXIS_BINS = 11
 MAX_HEADS = 4096
+DEEPEST = 50
+"""Spaces inside one another that a description may have."""
 """More dimensions than any world has: a description that asks for more is wrong, and is not let fill the memory."""
 
 Classes = NDArray[np.uint8]
@@ -166,10 +168,7 @@ class ActionCodec:
         Raises:
             ValueError: The description is of an unknown kind or lacks a field.
         """
-        try:
-            return cls(_space_from_dict(data))
-        except RecursionError as error:
-            raise UserError("the description of the action space is nested too deeply to be one") from error
+        return cls(_space_from_dict(data))
 
 
 def describe(heads: tuple[Head, ...]) -> str:
@@ -371,7 +370,9 @@ _PARTS = {
 }
 
 
-def _space_from_dict(data: dict[str, Any]) -> spaces.Space[Any]:
+def _space_from_dict(data: dict[str, Any], depth: int = 0) -> spaces.Space[Any]:
+    if depth > DEEPEST:
+        raise UserError(f"the description of the action space is nested too deeply: more than {DEEPEST} spaces")
     kind = data.get("kind") if isinstance(data, dict) else None
     parts = _PARTS.get(kind) if isinstance(kind, str) else None
     if parts is not None and (unknown := sorted(set(data) - parts - {"kind"}, key=str)):
@@ -380,9 +381,9 @@ def _space_from_dict(data: dict[str, Any]) -> spaces.Space[Any]:
         )
     try:
         if kind == "Dict":
-            return spaces.Dict({key: _space_from_dict(sub) for key, sub in data["spaces"].items()})
+            return spaces.Dict({key: _space_from_dict(sub, depth + 1) for key, sub in data["spaces"].items()})
         if kind == "Tuple":
-            return spaces.Tuple([_space_from_dict(sub) for sub in data["spaces"]])
+            return spaces.Tuple([_space_from_dict(sub, depth + 1) for sub in data["spaces"]])
         if kind == "Discrete":
             return spaces.Discrete(data["n"], start=data["start"])
         if kind == "MultiDiscrete":
