@@ -22,9 +22,9 @@ from lit_align.errors import UserError
 STICK_EDGES = (-1.05, -0.95, -0.75, -0.5, -0.25, -0.05, 0.05, 0.25, 0.5, 0.75, 0.95, 1.05)
 STICK_CENTRES = (-1.0, -0.85, -0.625, -0.375, -0.15, 0.0, 0.15, 0.375, 0.625, 0.85, 1.0)
 AXIS_BINS = 11
-MAX_HEADS = 4096
 DEEPEST = 50
 """Spaces inside one another that a description may have."""
+MAX_HEADS = 4096
 """More dimensions than any world has: a description that asks for more is wrong, and is not let fill the memory."""
 
 Classes = NDArray[np.uint8]
