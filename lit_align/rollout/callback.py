@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import time
+from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
 
@@ -51,6 +54,13 @@ def show(trainer: pl.Trainer, trajectories: list[Trajectory], kind: str) -> None
             each.on_play(trainer, trajectories, kind)
 
 
+def give_back() -> None:
+    """Returns memory that was freed to the system: restarted worlds leave holes in it, which the C library keeps."""
+    if sys.platform.startswith("linux"):
+        with suppress(OSError, AttributeError):  # another C library than glibc
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 class RolloutCallback(pl.Callback):
     """Fills the data module's buffer at the start of every epoch.
 
@@ -83,6 +93,7 @@ class RolloutCallback(pl.Callback):
             failures = sum(gathered(trainer, sampler.failures - before))
         seconds = time.perf_counter() - start
         data.fill(trainer.current_epoch, learner.judge(trajectories))  # type: ignore[operator]
+        give_back()
         learner.report(trajectories, seconds, failures)  # type: ignore[operator]
         show(trainer, trajectories, "iteration")
 

@@ -26,7 +26,6 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment  # type: ign
 from lit_align.cli import main
 from lit_align.errors import UserError
 from lit_align.slurm import NOT_REQUEUED, PREEMPTED
-from lit_align.stages import agreement
 from lit_align.stages.agreement import Agreement
 from lit_align.stages.preemption import Preemption, slurm_environment
 from tests.stages.runs import CPU, ROOT, align, assert_same_weights, inputs, pretrain, rows
@@ -254,7 +253,7 @@ def test_a_job_whose_batch_does_not_end_in_time_is_requeued_all_the_same(folder,
 class Slow(pl.Callback):
     """A checkpoint takes longer than there is time."""
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, *_: object) -> None:
+    def on_save_checkpoint(self, trainer: Any, *_: object) -> None:
         (told,) = (each for each in trainer.callbacks if isinstance(each, Preemption))
         if told._deadline is not None:
             told._deadline = time.monotonic() - 1
@@ -286,8 +285,9 @@ def test_a_job_that_ends_now_is_requeued_whatever_is_being_written(job, monkeypa
 
 def records(path: Path) -> Iterator[Any]:
     """What an offline W&B run wrote down: a log as LevelDB has it, blocks of 32 KiB, behind a header of 7 bytes."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto import wandb_internal_pb2
 
+    messages: Any = wandb_internal_pb2
     content, at, whole = path.read_bytes(), 7, b""
     while at + 7 <= len(content):
         if 32768 - at % 32768 < 7:
@@ -297,13 +297,14 @@ def records(path: Path) -> Iterator[Any]:
         whole += content[at + 7 : at + 7 + size]
         at += 7 + size
         if kind in (1, 4):  # all of a record, or its last part
-            yield Record.FromString(whole)
+            yield messages.Record.FromString(whole)
             whole = b""
 
 
 def preempting(run: Path) -> list[tuple[bool, int]]:
     """Of each W&B run of a folder: whether it was marked before it ended, and its exit code."""
-    paths, found = list(run.glob("wandb/offline-run-*/*.wandb")), []
+    paths = list(run.glob("wandb/offline-run-*/*.wandb"))
+    found: list[tuple[bool, int]] = []
     deadline = time.monotonic() + 60
     while len(found) < len(paths) and time.monotonic() < deadline:  # its own process may be behind with writing
         found = []
@@ -378,9 +379,9 @@ def reduced(told: list[list[int]], device: Any, monkeypatch: Any) -> list[list[i
         values[1] = max(int(values[1]), 1)
         return SimpleNamespace(wait=lambda: None)
 
-    monkeypatch.setattr(agreement.dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
     asked = Agreement()
-    return [asked.ask(values, device, wait=wait) for *values, wait in told]
+    return [asked.ask(values, device, wait=bool(wait)) for *values, wait in told]
 
 
 def test_what_was_asked_is_answered_when_it_is_asked_again(monkeypatch):
