@@ -31,6 +31,17 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+def shortly(value: object, most: int = 60) -> str:
+    """A value as Python writes it, cut to `most` characters, for a message about a file that may hold anything."""
+    try:
+        text = repr(value)
+    except ValueError:  # whole numbers of thousands of digits, which Python does not write
+        return f"a {type(value).__name__} with a number too long to write"
+    except RecursionError:
+        return f"a {type(value).__name__}"
+    return text if len(text) <= most else f"{text[: most - 4]} ..."
+
+
 def raise_all(errors: list[str]) -> None:
     """Raises one UserError that lists every message, so that all can be mended at once; none raises nothing."""
     if len(errors) == 1:

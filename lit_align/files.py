@@ -35,8 +35,8 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
 def mapping_of(path: str | Path) -> dict[str, Any]:
     """A JSON file that holds an object; an empty one where it cannot be read or holds something else."""
     try:
-        content = json.loads(Path(path).read_text())
-    except (OSError, ValueError):
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -128,7 +128,7 @@ def kind_of(repo_id: str, revision: str | None = None, token: str | None = None)
             except (HTTPError, ConnectionError) as error:
                 if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
                     raise
-            cache = Path(_cache() or constants.HF_HUB_CACHE)
+            cache = Path(cache_folder() or constants.HF_HUB_CACHE)
             found += [kind] if (cache / f"{kind}s--{repo_id.replace('/', '--')}").is_dir() else []
     if len(found) == 1:
         return found[0]
@@ -198,7 +198,7 @@ def _endpoint() -> str | None:
     return os.environ["HF_ENDPOINT"].rstrip("/") if os.environ.get("HF_ENDPOINT") else None
 
 
-def _cache() -> str | None:
+def cache_folder() -> str | None:
     """Where downloads are kept, by the environment as it is now; None leaves huggingface_hub's own place."""
     if cache := os.environ.get("HF_HUB_CACHE"):
         return cache
@@ -216,7 +216,7 @@ def _download(repo_id: str, kind: RepoType, revision: str | None, token: str | N
                 repo_id,
                 repo_type=kind,
                 revision=revision,
-                cache_dir=_cache(),
+                cache_dir=cache_folder(),
                 endpoint=_endpoint(),
                 token=token,
                 allow_patterns=wanted,

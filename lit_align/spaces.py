@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from lit_align.errors import UserError
+from lit_align.errors import UserError, shortly
 
 # The stick bins of the paper's game (Bleeding Edge): non-uniform, finer near the centre. Edges are those of the WHAM
 # release; `np.digitize` semantics.
@@ -282,13 +282,8 @@ def _numbers(value: Any, name: str) -> list[float]:
             raise TypeError(f"{array.dtype} values")
         found: list[float] = array.astype(np.float64).ravel().tolist()
     except (TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{name} must be numbers, found {_shortly(value)} ({error})") from error
+        raise UserError(f"{name} must be numbers, found {shortly(value)} ({error})") from error
     return found
-
-
-def _shortly(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:56]} ..."
 
 
 def _to_class(head: Head, value: float) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lit_align.errors import UserError, did_you_mean
+from lit_align.errors import UserError, did_you_mean, shortly
 
 MAX_BYTES = 64 * 2**20
 """Of a `meta.json`; those of a million episodes in a thousand shards have a tenth of it."""
@@ -72,15 +72,6 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is float:
         return isinstance(value, (int, float)) and abs(value) < 1e18 and math.isfinite(value)
     return isinstance(value, hint)
-
-
-def shortly(value: Any) -> str:
-    """A value as Python writes it, cut short; Python does not write whole numbers of thousands of digits at all."""
-    try:
-        text = repr(value)
-    except ValueError:
-        return f"a {type(value).__name__} with a number too long to write"
-    return text if len(text) <= 60 else f"{text[:56]} ..."
 
 
 def inside(folder: Path, name: str) -> Path:

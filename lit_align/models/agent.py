@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lit_align import hub
 from lit_align.errors import UserError
 from lit_align.models.acting import Actor, Precision, prepare
 from lit_align.models.backbone import Backbone
 from lit_align.models.config import BackboneConfig
-from lit_align.models.folder import load_folder, push_model, save_folder
+from lit_align.models.folder import save_folder
+from lit_align.models.folder_model import FolderModel
 from lit_align.models.heads import PolicyConfig, make_heads
 from lit_align.models.transformer import KVCache
 from lit_align.spaces import ActionCodec
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lit_align.models.observations import Observation, Worlds
 
 
-class Agent(nn.Module):
+class Agent(FolderModel):
     """A policy over categorical action heads.
 
     Args:
@@ -191,79 +191,6 @@ class Agent(nn.Module):
             "info": self.info,
         }
         save_folder(folder, content, self)
-
-    @classmethod
-    def load(cls, folder: str | Path, device: str | torch.device = "cpu", random_init: bool = False) -> Agent:
-        """Reads an agent's folder.
-
-        Args:
-            folder: A folder that `save` wrote, or `user/name` on the Hub.
-            device: Where the weights go.
-            random_init: Take the architecture and the spaces only; the weights are drawn anew.
-
-        Raises:
-            ValueError: The folder is missing, is not an agent's, or its weights do not fit its config.
-        """
-        agent = load_folder(folder, cls.kind, cls._build, random_init)
-        assert isinstance(agent, cls)
-        return agent.to(device)
-
-    @classmethod
-    def from_pretrained(
-        cls, name: str, revision: str | None = None, token: str | None = None, device: str | torch.device = "cpu"
-    ) -> Agent:
-        """Reads an agent from the Hugging Face Hub.
-
-        Args:
-            name: `user/name`, `user/name@revision`, or a folder.
-            revision: A branch, a tag or a commit; the main branch by default.
-            token: By default the one that `hf auth login` or HF_TOKEN left.
-            device: Where the weights go.
-
-        Raises:
-            ValueError: See `load` and `lit_align.hub.fetch`.
-        """
-        return cls.load(hub.fetch(name, "model", revision, token), device)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        private: bool = False,
-        revision: str | None = None,
-        message: str | None = None,
-        token: str | None = None,
-        licence: str = "apache-2.0",
-        card: str | None = None,
-    ) -> str:
-        """Uploads the agent to the Hugging Face Hub, in one commit, with a card.
-
-        `lit-align push` of the run's folder makes a fuller card.
-
-        Args:
-            repo_id: `user/name`; made if it is not there.
-            private: Make a new repository private.
-            revision: Branch, made if it is not there; the main one by default.
-            message: Of the commit.
-            token: By default the one that `hf auth login` or HF_TOKEN left.
-            licence: For the card.
-            card: Markdown file to upload as the card in place of the one that is made.
-
-        Returns:
-            The commit, to be given as a revision.
-
-        Raises:
-            ValueError: The token may not write there, something looks like a secret, or the connection broke.
-        """
-        return push_model(
-            self,
-            repo_id,
-            private=private,
-            revision=revision,
-            message=message,
-            token=token,
-            licence=licence,
-            card=card,
-        )
 
     @classmethod
     def _build(cls, content: dict[str, Any]) -> Agent:

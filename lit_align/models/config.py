@@ -7,7 +7,7 @@ from math import inf
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from lit_align.errors import UserError
+from lit_align.errors import UserError, shortly
 
 MOST = {
     "image_size": 4096,
@@ -78,7 +78,7 @@ class BackboneConfig:
             if getattr(self, name) < 1
         ]
         wrong += [
-            f"{name} is {_shortly(getattr(self, name))}; expected {most} at most"
+            f"{name} is {shortly(getattr(self, name), 80)}; expected {most} at most"
             for name, most in MOST.items()
             if getattr(self, name) > most
         ]
@@ -132,11 +132,13 @@ class BackboneConfig:
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(data) - known)
         if unknown:
-            raise UserError(f"unknown keys {_shortly(unknown)} in the backbone's config; known are {sorted(known)}")
+            raise UserError(f"unknown keys {shortly(unknown, 80)} in the backbone's config; known are {sorted(known)}")
         hints = get_type_hints(cls)
         for key, value in data.items():
             if not _fits(value, hints[key]):
-                raise UserError(f"'{key}' in the backbone's config is {_shortly(value)}; expected {_name(hints[key])}")
+                raise UserError(
+                    f"'{key}' in the backbone's config is {shortly(value, 80)}; expected {_name(hints[key])}"
+                )
         config = cls(**data)
         config.check()
         return config
@@ -156,12 +158,3 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def _name(hint: Any) -> str:
     return "str" if get_origin(hint) is Literal else getattr(hint, "__name__", str(hint))
-
-
-def _shortly(value: Any) -> str:
-    """A value as Python writes it, cut short; Python does not write whole numbers of thousands of digits at all."""
-    try:
-        text = repr(value)
-    except ValueError:
-        return f"a {type(value).__name__} with a number too long to write"
-    return text if len(text) <= 80 else f"{text[:76]} ..."

@@ -6,7 +6,6 @@ A folder is one on this disk, or `user/name` on the Hub.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 import shutil
@@ -21,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lit_align import hub
-from lit_align.errors import UserError, did_you_mean
+from lit_align.errors import UserError, did_you_mean, shortly
 from lit_align.models.room import sketch
 
 SCHEMA = 1
@@ -85,11 +84,11 @@ def read_config(folder: str | Path, kind: str | None = None) -> dict[str, Any]:
     content = _read_json(path)
     if not isinstance(content, dict) or type(content.get("schema")) is not int or content["schema"] != SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else type(content).__name__
-        raise UserError(f"{path} has schema {_shortly(found)}; this version reads schema {SCHEMA}")
+        raise UserError(f"{path} has schema {shortly(found)}; this version reads schema {SCHEMA}")
     found = content.get("kind")
     if not isinstance(found, str) or found not in FIELDS or (kind is not None and found != kind):
         expected = repr(kind) if kind else " or ".join(map(repr, FIELDS))
-        raise UserError(f"{path} is of kind {_shortly(found)}; expected {expected}")
+        raise UserError(f"{path} is of kind {shortly(found)}; expected {expected}")
     _check_fields(content, FIELDS[found], path)
     return content
 
@@ -110,7 +109,7 @@ def _check_fields(content: dict[str, Any], fields: dict[str, type], path: Path) 
     if unknown:
         key = unknown[0]
         raise UserError(
-            f"{path} holds the unknown key{'s' if len(unknown) > 1 else ''} {', '.join(map(_shortly, unknown[:5]))}"
+            f"{path} holds the unknown key{'s' if len(unknown) > 1 else ''} {', '.join(map(shortly, unknown[:5]))}"
             f"{did_you_mean(key, fields) or '; known are ' + ', '.join(fields)}"
         )
     for key, kind in fields.items():
@@ -118,18 +117,10 @@ def _check_fields(content: dict[str, Any], fields: dict[str, type], path: Path) 
             if key not in OPTIONAL:
                 raise UserError(f"{path} lacks the key {key!r}")
         elif not isinstance(content[key], kind) or isinstance(content[key], bool):
-            raise UserError(f"{key!r} in {path} is {_shortly(content[key])}; expected {_JSON[kind]}")
+            raise UserError(f"{key!r} in {path} is {shortly(content[key])}; expected {_JSON[kind]}")
 
 
 _JSON = {dict: "an object", int: "a whole number", str: "a text"}
-
-
-def _shortly(value: Any) -> str:
-    try:
-        text = repr(value)
-    except (RecursionError, ValueError):
-        return f"a {type(value).__name__}"
-    return text if len(text) <= 60 else f"{text[:56]} ..."
 
 
 def fingerprint(folder: str | Path) -> str:
@@ -210,7 +201,7 @@ def _check_weights(folder: Path, sketch: nn.Module) -> None:
         ) from error
     wrong = [f"it lacks the tensor {name}" for name in wanted if name not in found]
     wrong += [
-        f"it holds the tensor {_shortly(name)[1:-1]}, which is none of the model's"
+        f"it holds the tensor {shortly(name)[1:-1]}, which is none of the model's"
         for name in found
         if name not in wanted
     ]
@@ -239,14 +230,3 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 """Types as safetensors names them; the rest are none of a model's."""
-
-
-def push_model(model: Any, repo_id: str, **options: Any) -> str:
-    """Saves a model aside and uploads it; see `Agent.push_to_hub`."""
-    # By name: what makes the card stands above the models.
-    upload = importlib.import_module("lit_align.sharing.upload")
-    with tempfile.TemporaryDirectory(prefix="lit-align-") as scratch:
-        folder = Path(scratch) / model.kind
-        model.save(folder)
-        commit: str = upload.push_folder(folder, repo_id, **options)
-    return commit

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lit_align.errors import UserError
-from lit_align.files import write_whole
-from lit_align.sharing.facts import mapping, number_or_none, read_json, shared_name, text_or_none
+from lit_align.files import mapping_of, write_whole
+from lit_align.sharing.facts import mapping, number_or_none, shared_name, text_or_none
 from lit_align.sharing.hub_rules import check_licence
 from lit_align.sharing.lineage import Origin, lineage
 from lit_align.sharing.what import MODELS, Shared, find
@@ -84,7 +84,7 @@ def _of_model(shared: Shared, origin: Origin, title: str, address: str, licence:
     ended = ""
     if found.evaluations:
         files, ended = pictures(found.evaluations[0])
-    told_watch = "" if shared.run is None else read_json(shared.run / f"{_CURVES}.json").get("words")
+    told_watch = "" if shared.run is None else mapping_of(shared.run / f"{_CURVES}.json").get("words")
     if shared.run is not None and of_agent and (shared.run / f"{_CURVES}.png").is_file():
         files[f"{_CURVES}.png"] = shared.run / f"{_CURVES}.png"
     watch = text_or_none(told_watch) or ""

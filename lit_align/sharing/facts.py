@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from lit_align.files import mapping_of
 from lit_align.sharing.what import MODELS, Shared
 
 _HEADER_BYTES = 100_000_000
@@ -68,10 +69,10 @@ def facts_of(folder: Path, run: Path | None) -> Facts:
     return Facts(
         name_of(folder, run),
         folder.absolute(),
-        read_json(folder / "config.json"),
+        mapping_of(folder / "config.json"),
         {} if around is None else read_yaml(around / "config.yaml"),
-        {} if around is None else read_json(around / "environment.json"),
-        {} if around is None else read_json(around / "run.json"),
+        {} if around is None else mapping_of(around / "environment.json"),
+        {} if around is None else mapping_of(around / "run.json"),
         count_parameters(folder / "model.safetensors"),
     )
 
@@ -98,14 +99,6 @@ def count_parameters(weights: Path) -> int | None:
         return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__") or None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none, or none that can be read."""
-    try:
-        return mapping(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError):
-        return {}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lit_align.hub import _cache, called, is_id, source_of, split_id
-from lit_align.sharing.facts import Facts, facts_of, mapping, read_json, strings, text_or_none
+from lit_align.files import mapping_of
+from lit_align.hub import cache_folder, called, is_id, source_of, split_id
+from lit_align.sharing.facts import Facts, facts_of, mapping, strings, text_or_none
 from lit_align.sharing.what import Kind, Shared
 
 _DEEPEST = 40
@@ -146,7 +147,7 @@ class _Tracer:
         scores = text_or_none(facts.setting("data", "select", "scores"))
         if scores is not None:
             found = next((at for at in _places(scores, run) if at.is_file()), None)
-            name = "not told" if found is None else str(read_json(found).get("reward_model", "not told"))
+            name = "not told" if found is None else str(mapping_of(found).get("reward_model", "not told"))
             beside = None if run is None else run.absolute().parent / name / "reward_model"
             how = "learned from episodes chosen by"
             if beside is not None and (beside / "config.json").is_file():
@@ -230,7 +231,7 @@ class _Tracer:
         found = next((at for at in _places(source, run) if (at / "meta.json").is_file()), None)
         if found is None:
             return Origin(how, kind, _name_in(source), unknown="its folder is not to be found any more")
-        meta = read_json(found / "meta.json")
+        meta = mapping_of(found / "meta.json")
         name = found.absolute().name
         repository, revision = source_of(found) or (None, None)
         if "counts" not in meta:
@@ -266,7 +267,7 @@ def _cached(repo_id: str, revision: str | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     try:
-        found = try_to_load_from_cache(repo_id, "config.json", cache_dir=_cache(), revision=revision)
+        found = try_to_load_from_cache(repo_id, "config.json", cache_dir=cache_folder(), revision=revision)
     except ValueError:
         return None
     return Path(found).parent if isinstance(found, str) else None

@@ -135,16 +135,6 @@ def keep(plan: Plan, folder: str | Path) -> None:
             shutil.copyfile(item.content, path)
 
 
-def push_folder(
-    folder: Path,
-    repo_id: str,
-    private: bool = False,
-    revision: str | None = None,
-    message: str | None = None,
-    token: str | None = None,
-    licence: str = "apache-2.0",
-    card: str | None = None,
-) -> str:
-    """What `push_to_hub` of a model calls with its saved folder; returns the commit."""
-    shared = Shared("agent", folder) if folder.name == "agent" else Shared("reward_model", folder)
-    return push(shared, repo_id, make_plan(shared, repo_id, licence, card), private, revision, message, token).commit
+def plan_model(folder: Path, repo_id: str, licence: str, card: str | None) -> Plan:
+    """What goes up of a model without a run, in a folder that is called by its kind."""
+    return make_plan(Shared("agent" if folder.name == "agent" else "reward_model", folder), repo_id, licence, card)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from lit_align.errors import UserError
+from lit_align.files import mapping_of
 
 Kind = Literal["agent", "reward_model", "trajectories", "preferences"]
 MODELS: tuple[Kind, Kind] = ("agent", "reward_model")
@@ -51,12 +51,12 @@ def find(path: str | Path) -> Shared:
         raise UserError(f"'{path}' holds {' and '.join(inside)}; name one of them: '{folder / inside[0]}'")
     if inside:
         return Shared(inside[0], folder / inside[0], folder)
-    content = _read(folder / "config.json")
+    content = mapping_of(folder / "config.json")
     for kind in MODELS:
         if content.get("kind") == kind:
             around = folder.absolute().parent
             return Shared(kind, folder, folder.parent if (around / "config.yaml").is_file() else None)
-    content = _read(folder / "meta.json")
+    content = mapping_of(folder / "meta.json")
     if "fps" in content and "actions" in content:
         return Shared("trajectories", folder)
     if "counts" in content and "trajectories" in content:
@@ -65,12 +65,3 @@ def find(path: str | Path) -> Shared:
     if (folder / "checkpoints").is_dir():
         more = f"its run has not ended: 'lit-align export {path} --out FOLDER' makes a folder of the last checkpoint"
     raise UserError(f"'{path}' holds neither an agent, a reward model, trajectories nor preferences; {more}")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none, or none that can be read."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
