@@ -31,6 +31,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+def one_line(error: BaseException) -> str:
+    """An error's kind and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
 def shortly(value: object, most: int = 60) -> str:
     """A value as Python writes it, cut to `most` characters, for a message about a file that may hold anything."""
     try:

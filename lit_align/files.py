@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,46 @@ def mapping_of(path: str | Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def yaml_mapping_of(path: str | Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping; an empty one where it cannot be read or holds something else."""
+    try:
+        content = read_yaml(path)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def empty_place(path: str | Path, said: str) -> Path:
+    """Where a folder may be made: nothing is there, or an empty folder; of a link, what it leads to.
+
+    Args:
+        path: The folder that is to be made.
+        said: What the error calls it.
+
+    Raises:
+        UserError: Something is there.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{said} is there already; expected a folder that is empty or does not exist")
+    return target
+
+
+@contextmanager
+def beside(target: Path) -> Iterator[Path]:
+    """A folder on the disk of a target, which may not be there yet, for what is then put in its place."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+        yield Path(scratch)
+
+
+def put_folder(made: Path, target: Path) -> None:
+    """Moves a folder to an `empty_place`."""
+    if target.exists():
+        target.rmdir()
+    os.replace(made, target)
 
 
 def read_yaml(path: str | Path) -> Any:

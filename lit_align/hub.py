@@ -23,6 +23,8 @@ _ID = re.compile(rf"({_NAME}/{_NAME})(?:@([^@\s]+))?")
 _SHA = re.compile(r"[0-9a-f]{40}")
 _log = logging.getLogger("lit_align.hub")
 
+_here: dict[tuple[object, ...], Path] = {}  # what this process has asked for by a commit, which means the same for ever
+
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 SOURCE = "hub.json"
 """In a folder: from which repository it was pulled, or to which it was pushed. It never goes up."""
@@ -134,8 +136,7 @@ def kind_of(repo_id: str, revision: str | None = None, token: str | None = None)
         return found[0]
     if found:
         raise UserError(f"there is a model and a data set {repo_id}; say which is meant with --kind model or dataset")
-    with plainly(repo_id, "model", revision):
-        _download(repo_id, "model", revision, token, False)  # which says what is wrong
+    _download(repo_id, "model", revision, token, False)  # which says what is wrong
     raise UserError(f"there is neither a model nor a data set {repo_id} on the Hub")
 
 
@@ -206,12 +207,15 @@ def cache_folder() -> str | None:
 
 
 def _download(repo_id: str, kind: RepoType, revision: str | None, token: str | None, whole: bool) -> Path:
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import constants, get_token, snapshot_download
 
     wanted = [*NEEDED[kind], *(BESIDE if whole else ())]
+    asked = (repo_id, kind, revision, token or get_token(), whole, cache_folder(), _endpoint())
+    if (there := _here.get(asked)) and there.is_dir():
+        return there
     with plainly(repo_id, kind, revision):
         reached = not constants.HF_HUB_OFFLINE and _look(repo_id, kind, revision, token)
-        return Path(
+        folder = Path(
             snapshot_download(
                 repo_id,
                 repo_type=kind,
@@ -224,6 +228,9 @@ def _download(repo_id: str, kind: RepoType, revision: str | None, token: str | N
                 local_files_only=not reached,
             )
         )
+    if reached and revision is not None and _SHA.fullmatch(revision):
+        _here[asked] = folder
+    return folder
 
 
 def _look(repo_id: str, kind: RepoType, revision: str | None, token: str | None) -> bool:

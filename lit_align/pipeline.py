@@ -10,16 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lit_align import __version__
 from lit_align.errors import UserError, did_you_mean, raise_all
 from lit_align.files import read_yaml
+from lit_align.hub import SOURCE
 
 KEYS = ("run", "needs", "config", "args", "threads")
 TOP = ("out", "seed", "jobs", "stages", "base", "wandb")
-NOTES = ("README.md", "hub.json")
+NOTES = ("README.md", SOURCE)
 """Files beside a model or data that tell of them, and change nothing of what they are."""
 LOGGED = ("pretrain", "finetune", "reward", "prefer", "align")
 """Verbs that log to Weights & Biases where a pipeline's `wandb` says so, when they train; `report` does too."""
@@ -258,14 +259,12 @@ def _read(file: Path, above: tuple[Path, ...]) -> Any:
         raise UserError(f"there is no pipeline file {file} (looked in {Path.cwd()})")
     if file.resolve() in above:
         raise UserError(f"{file} is its own base")
-    if (content := read_yaml(file)) is not None and not isinstance(content, (dict, list)):
+    if (content := read_yaml(file)) is not None and not isinstance(content, dict):
         raise UserError(f"{file} holds a {type(content).__name__}, expected `out:`, `seed:`, `jobs:` and `stages:`")
     try:
-        config = OmegaConf.load(file)
+        config: Any = OmegaConf.load(file)
     except Exception as error:  # YAML's errors and OmegaConf's have no common base
         raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(config, DictConfig):
-        raise UserError(f"{file} holds a list, expected `out:`, `seed:`, `jobs:` and `stages:`")
     try:
         base = config.pop("base", None)
     except OmegaConfBaseException as error:

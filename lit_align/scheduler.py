@@ -90,7 +90,12 @@ class StageState:
 
 
 def run_pipeline(
-    pipeline: Pipeline, run: Runner, check: Runner, can_resume: Callable[[list[str]], bool], progress: Progress
+    pipeline: Pipeline,
+    run: Runner,
+    check: Runner,
+    can_resume: Callable[[list[str]], bool],
+    progress: Progress,
+    prints: dict[str, str] | None = None,
 ) -> int:
     """Runs what is not done.
 
@@ -100,12 +105,13 @@ def run_pipeline(
         check: raises a UserError if a command line cannot be parsed.
         can_resume: whether a stage of these words goes on where it was interrupted when `--resume auto` is added.
         progress: where a line for each stage goes.
+        prints: the pipeline's fingerprints, where they were taken already.
 
     Returns:
         The exit code: 0, or 1 if a stage failed. Ctrl-C and SIGTERM raise KeyboardInterrupt, when all workers are gone;
         SIGUSR1 in a Slurm job raises Preempted.
     """
-    prints = pipeline.fingerprints()
+    prints = prints or pipeline.fingerprints()
     states = {name: StageState(pipeline.out, name, stage.is_cell) for name, stage in pipeline.stages.items()}
     pending = {name: stage for name, stage in pipeline.stages.items() if not states[name].is_done(prints[name])}
     finished = set(pipeline.stages) - set(pending)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from lit_align.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PURPOSES = ("play", "demonstrations", "rollouts", "train", "validation", "evaluation")
 _RUNS = 1 << 7  # run seeds 0..127
@@ -31,3 +36,16 @@ def episode_seeds(purpose: str, seed: int, count: int, start: int = 0) -> list[i
         raise UserError(f"episodes {start} to {start + count} asked for; a run has {_EPISODES} for each purpose")
     base = (PURPOSES.index(purpose) * _RUNS + seed) * _EPISODES + start
     return list(range(base, base + count))
+
+
+def noise_of(seed: int, episode: int, world_seed: int) -> np.random.Generator:
+    """The source of all that is drawn in an episode: of its actions, or by who plays it.
+
+    Args:
+        seed: The run's or the client's.
+        episode: The episode's number.
+        world_seed: The seed that its world begins with.
+    """
+    import numpy as np
+
+    return np.random.default_rng(np.random.SeedSequence([seed, episode, world_seed]))

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from lit_align.commands.agents import title_of, with_size
 from lit_align.errors import UserError
-from lit_align.hub import is_id
 
 
 def run(
@@ -89,7 +89,7 @@ def run(
     seats = _Seats(paired_videos)
     with _progress() as bar:
         for title, agent in zip(titles, players, strict=True):
-            args = _with_size(env, dict(env_args or {}), agent.config.image_size)
+            args = with_size(env, dict(env_args or {}), agent.config.image_size)
             match = Match(env, args, episodes, seed, temperature, worlds, blank, videos, top_p, precision, target)
             match.isolate, match.step_timeout = isolate, step_timeout
             folder = None if out is None else Path(out) / (f"eval_{title}" if len(agents) > 1 else "")
@@ -164,24 +164,11 @@ def _names(agents: list[str], names: list[str] | None) -> list[str]:
         raise UserError("no agent was given; expected one or more folders: lit-align evaluate FOLDER [FOLDER ...]")
     if names is not None and len(names) != len(agents):
         raise UserError(f"found {len(names)} names for {len(agents)} agents; expected one each")
-    titles = names or [_title(agent) for agent in agents]
+    titles = names or [title_of(agent) for agent in agents]
     twice = sorted({title for title in titles if titles.count(title) > 1})
     if twice:
         raise UserError(f"several agents are called {', '.join(twice)}; tell them apart with --names '[first, second]'")
     return titles
-
-
-def _title(agent: str) -> str:
-    """The stage that made an agent's folder; of one on the Hub its name, with the revision if one is named."""
-    if is_id(agent):
-        return agent.partition("/")[2].replace("/", "-")
-    path = Path(agent).resolve()
-    return path.parent.name if path.name == "agent" else path.name
-
-
-def _with_size(env: str, args: dict[str, Any], size: int) -> dict[str, Any]:
-    """The island draws frames of any size: the agent's, unless one was asked for."""
-    return {"size": size, **args} if "Jumppads" in env and size else args
 
 
 def _progress() -> Progress:

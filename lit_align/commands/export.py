@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
 from lit_align.errors import UserError
+from lit_align.files import beside, empty_place, put_folder
 
 ALONE = {
     "accelerator": "cpu",
@@ -53,8 +52,7 @@ def run(checkpoint: str, out: str, format: Literal["folder", "onnx"] = "folder",
 
 def _write_onnx(agent: str, target: Path, worlds: int | None) -> None:
     """Exports an agent and plays the file against it."""
-    from lit_align.models.folder import read_config
-    from lit_align.models.onnx_export import export_onnx, need_onnx
+    from lit_align.models.onnx_export import export_onnx, need_onnx, put_in_place
 
     if target.suffix != ".onnx" or target.is_dir():
         raise UserError(f"--out is {target}; expected a file that ends in .onnx")
@@ -69,23 +67,17 @@ def _write_onnx(agent: str, target: Path, worlds: int | None) -> None:
             f"'{agent}' is a run; expected an agent's folder: {folder / 'agent'}, or what 'lit-align export {agent} "
             "--out FOLDER' makes of its last checkpoint"
         )
-    read_config(folder, Agent.kind)
     player = Agent.load(folder).eval().requires_grad_(False)
     steps = player.config.context + 8
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as aside:
-        file = export_onnx(player, Path(aside) / target.name, worlds)
+    with beside(target) as aside:
+        file = export_onnx(player, aside / target.name, worlds)
         apart = largest_difference(player, file, steps)
         if not apart <= TOLERANCE:  # so written, NaN is refused too
             raise UserError(
                 f"the ONNX file was {apart:.1e} away from torch in log-probability, expected at most {TOLERANCE:.0e}; "
                 f"it was removed, and {target} is as it was: try other versions of torch and onnxruntime"
             )
-        # The weights first: a file that is there has all that it needs.
-        parts = sorted(Path(aside).iterdir(), key=lambda part: part.name == target.name)
-        size = sum(part.stat().st_size for part in parts)
-        for part in parts:
-            os.replace(part, target.with_name(part.name))
+        size = put_in_place(aside, target)
     print(  # noqa: T201  what was asked
         f"{target}: {size / 1e6:.1f} MB; over {steps} steps its log-probabilities are at most {apart:.1e} from torch's"
     )
@@ -97,9 +89,7 @@ def _write_folder(checkpoint: str, out: str) -> None:
     from lit_align.commands.stage import CLASSES, StageCLI
 
     folder, resume = _find(Path(checkpoint))
-    target = Path(os.path.realpath(out))  # a link to a folder stays one, and what it leads to is filled
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"--out {out} is there already; expected a folder that is empty or does not exist")
+    target = empty_place(out, f"--out {out}")
     path = RunFolder(folder).checkpoint(resume)
     assert path is not None
     content = _read(path)
@@ -116,12 +106,9 @@ def _write_folder(checkpoint: str, out: str) -> None:
     model.configure_model()
     model.on_load_checkpoint(content)
     model.load_state_dict(_weights(content, path, model))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as aside:
+    with beside(target) as aside:
         model.export(aside)
-        if target.exists():
-            target.rmdir()
-        os.replace(Path(aside) / model.folder, target)
+        put_folder(aside / model.folder, target)
     print(f"{out}: {model.folder} of {stage}, after {content['global_step']} optimizer steps")  # noqa: T201
 
 

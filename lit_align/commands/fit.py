@@ -13,7 +13,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lit_align.commands import wandb_story
 from lit_align.commands.run_folder import close_log
 from lit_align.commands.signals import end_processes
-from lit_align.errors import Preempted, Terminated
+from lit_align.errors import Preempted, Terminated, one_line
 from lit_align.sharing.card import leave_card
 from lit_align.stages.base import Stage
 from lit_align.stages.metrics_csv import last_values
@@ -119,11 +119,6 @@ class Story:
         """Ends what it logs to."""
         wandb_story.close(self.cli, success)
         close_log(self._log)
-
-
-def one_line(error: BaseException) -> str:
-    """An error's kind and the first line of what it says."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def headline(metrics: Mapping[str, Any], wanted: Sequence[str]) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lit_align import hub
+from lit_align.files import yaml_mapping_of
 
 MODELS = ("init_from", "model.init_from", "model.reference", "model.reward_model", "model.rewards")
 DATA = ("data.trajectories", "data.also", "data.preferences")
@@ -20,21 +19,26 @@ def pin_names(config: Any, run: Path | None) -> None:
         config: The settings; changed in place.
         run: Folder of the run that is gone on with: it keeps the commits that it began with, though a branch has moved.
     """
-    before = _read(run)
+    before = {} if run is None else yaml_mapping_of(run / "config.yaml")
+    pins: dict[tuple[str, hub.RepoType], str] = {}
     for key in (*MODELS, *DATA):
         value = config.get(key)
         if value:
             kind: hub.RepoType = "dataset" if key in DATA else "model"
-            config[key] = _pinned(value, _kept(_at(before, key)), kind)
+            config[key] = _pinned(value, _kept(_at(before, key)), kind, pins)
 
 
-def _pinned(value: Any, kept: dict[str, str], kind: hub.RepoType) -> Any:
+def _pinned(value: Any, kept: dict[str, str], kind: hub.RepoType, pins: dict[tuple[str, hub.RepoType], str]) -> Any:
     if isinstance(value, str):
-        return kept.get(value) or hub.pin(value, kind)
+        if value in kept:
+            return kept[value]
+        if (value, kind) not in pins:  # a name that is written twice means one commit, though its branch may move
+            pins[value, kind] = hub.pin(value, kind)
+        return pins[value, kind]
     if isinstance(value, list):
-        return [_pinned(each, kept, kind) for each in value]
+        return [_pinned(each, kept, kind, pins) for each in value]
     if isinstance(value, dict):  # a source of rewards and its weight
-        return {_pinned(name, kept, kind): weight for name, weight in value.items()}
+        return {_pinned(name, kept, kind, pins): weight for name, weight in value.items()}
     return value
 
 
@@ -48,10 +52,3 @@ def _at(content: Any, key: str) -> Any:
     for part in key.split("."):
         content = content.get(part) if isinstance(content, dict) else None
     return content
-
-
-def _read(run: Path | None) -> Any:
-    try:
-        return {} if run is None else yaml.safe_load((run / "config.yaml").read_text())
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}

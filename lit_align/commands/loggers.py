@@ -19,13 +19,15 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_align.commands.run_folder import RunFolder
-from lit_align.errors import UserError
+from lit_align.errors import UserError, one_line
 from lit_align.stages.checkpoints import KEY, RunState, wandb_id
 from lit_align.stages.filming import Film
 from lit_align.stages.metrics_csv import MetricsCSV
 
 AXES = ("env_steps", "frames", "seconds")
 """What metrics may be drawn over in W&B, beside optimizer steps."""
+SECONDS = 60.0
+"""That anything may take which waits for a W&B server while nothing else goes on."""
 INIT_SECONDS, FINISH_SECONDS = 30, 60
 """That a W&B server has to answer at the start, and to take what is left at the end."""
 GRACE = 10
@@ -74,7 +76,7 @@ class Wandb(WandbLogger):
             except Exception as error:  # no network, no key, no server: the run's own files have all of it
                 if self._offline:
                     raise
-                _warn("W&B cannot be reached (%s): logging offline; `wandb sync` sends it later", _why(error))
+                _warn("W&B cannot be reached (%s): logging offline; `wandb sync` sends it later", one_line(error))
                 with suppress(Exception):  # of a service that died there is nothing to end
                     wandb.teardown()
                 self._offline = True
@@ -119,31 +121,32 @@ class Wandb(WandbLogger):
         """Whether W&B takes nothing any more."""
         return self._lost
 
-    def attempt(self, what: str, call: Callable[[Any], Any], seconds: float | None = None) -> Any:
+    def attempt(self, what: str, call: Callable[[Any], Any], seconds: float | None = None) -> None:
         """Does something with the W&B run, if it is not lost.
+
+        What fails or takes too long is a warning. If W&B is what failed, the run is lost: there is no other warning,
+        and nothing is sent any more.
 
         Args:
             what: said if it fails.
             call: gets the run.
             seconds: that it may take; None for what does not wait for a server.
-
-        Returns:
-            What the call returned; None if it failed or took too long, which is a warning. If W&B is what failed, the
-            run is lost: there is no other warning, and nothing is sent any more.
         """
         if self._lost:
-            return None
+            return
         run = self.experiment  # where it is made, an error is about the settings
         try:
-            return call(run) if seconds is None else in_time(lambda: call(run), seconds)
+            if seconds is None:
+                call(run)
+            else:
+                in_time(lambda: call(run), seconds)
         except OURS as error:
-            _warn("W&B does not have it all: %s failed (%s)", what, _why(error))
+            _warn("W&B does not have it all: %s failed (%s)", what, one_line(error))
         except Exception as error:  # whatever W&B raises: the run's own files have all of it
             self._lost = True
             online = "" if self._offline else "--include-online "
             send = f"`wandb sync {online}{self._place}` sends what W&B has written there"
-            _warn("W&B is lost (%s: %s): the run goes on without it; %s", what, _why(error), send)
-        return None
+            _warn("W&B is lost (%s: %s): the run goes on without it; %s", what, one_line(error), send)
 
     @rank_zero_only
     def mark_preempting(self) -> None:
@@ -267,10 +270,6 @@ def _warn(text: str, *parts: object) -> None:
     if _log.hasHandlers():
         sys.stderr.write(f"warning: {text % parts}\n")
     _log.warning(text, *parts)
-
-
-def _why(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def new_id() -> str:

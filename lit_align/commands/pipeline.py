@@ -24,7 +24,8 @@ def run_command(argv: list[str]) -> None:
     if options.dry_run:
         _show(pipeline, places)
         return
-    words = _will(pipeline)
+    prints = pipeline.fingerprints()
+    words = _will(pipeline, prints)
     raise_all(missing_inputs(pipeline, _to_run(words), places))
     progress = Progress(len(pipeline.stages), max(map(len, pipeline.stages)))
     done = len(words) - len(_to_run(words))
@@ -32,7 +33,7 @@ def run_command(argv: list[str]) -> None:
     before = f"; {done} are done already, and said to be the `same`" if done else ""
     progress.write(f"{len(words)} stages into {pipeline.out}{many}{before}")
     try:
-        code = run_pipeline(pipeline, run_verb, check_verb, can_resume, progress)
+        code = run_pipeline(pipeline, run_verb, check_verb, can_resume, progress, prints)
         report = pipeline.out / "report" / "index.html"
         if not code and report.is_file():
             progress.write(f"report: {report}")
@@ -92,9 +93,9 @@ def can_resume(run: list[str]) -> bool:
     return run[0] in STAGES and run[1:2] == ["fit"]
 
 
-def _will(pipeline: Pipeline) -> dict[str, str]:
+def _will(pipeline: Pipeline, prints: dict[str, str]) -> dict[str, str]:
     """What is to become of each stage: `same`, it is done; `resume` or `run`."""
-    prints, found = pipeline.fingerprints(), {}
+    found = {}
     for name, stage in pipeline.stages.items():
         state = StageState(pipeline.out, name, stage.is_cell)
         found[name] = "same" if state.is_done(prints[name]) else "run"
@@ -105,7 +106,7 @@ def _will(pipeline: Pipeline) -> dict[str, str]:
 
 def _show(pipeline: Pipeline, places: list[Path]) -> None:
     raise_all(check_all(check_verb, commands_of(pipeline.stages.values())))
-    words = _will(pipeline)
+    words = _will(pipeline, pipeline.fingerprints())
     for name, stage in pipeline.stages.items():
         will = words[name]
         notes = [f"needs {', '.join(stage.needs)}"] if stage.needs else []

@@ -64,7 +64,7 @@ def run(
         from lit_align.evaluation.window import open_display
 
         pygame = open_display()
-    from lit_align.commands.evaluate import _title, _with_size
+    from lit_align.commands.agents import title_of, with_size
     from lit_align.evaluation.match import Match
     from lit_align.evaluation.recorder import Recorder
     from lit_align.evaluation.watch import Closed, Painter, Watched
@@ -75,10 +75,10 @@ def run(
     player = Agent.load(agent).prepare(precision)
     judge = None if reward_model is None else RewardModel.load(reward_model)
     _check_judge(player, judge)
-    args = _with_size(env, dict(env_args or {}), player.config.image_size)
+    args = with_size(env, dict(env_args or {}), player.config.image_size)
     match = Match(env, args, episodes, seed, temperature, worlds=1, top_p=top_p)
     paint = Painter(
-        player.codec, f"{_title(agent)} in {env}", heads, judge is not None, player.policy.heads == "independent"
+        player.codec, f"{title_of(agent)} in {env}", heads, judge is not None, player.policy.heads == "independent"
     )
     speed, folder = fps or match.fps(), Path(out)
     screen: Recorder | Window = Recorder(folder, paint, pixels, speed, _say(folder))
@@ -90,7 +90,7 @@ def run(
         try:
             watched = Watched(player, match, screen, judge)
         except ValueError as error:
-            raise UserError(f"agent '{_title(agent)}' does not fit the environment {env}: {error}") from error
+            raise UserError(f"agent '{title_of(agent)}' does not fit the environment {env}: {error}") from error
         with watched, suppress(Closed):
             watched.watch(episode_seeds("evaluation", seed, episodes))
     finally:

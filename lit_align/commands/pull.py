@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -25,27 +23,23 @@ def run(
     """
     from lit_align import hub
     from lit_align.errors import UserError
+    from lit_align.files import beside, empty_place, put_folder
     from lit_align.sharing.plan import check
     from lit_align.sharing.what import find
 
     if out is None:
         raise UserError(f"the folder to write is lacking; it is the second word: lit-align pull {name} FOLDER")
-    target = Path(os.path.realpath(out))  # of a link, the folder that it names
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"--out {out} is there already; expected a folder that is empty or does not exist")
+    target = empty_place(out, f"--out {out}")
     repo_id, named = hub.split_id(name)
     if Path(name).exists():
         raise UserError(f"'{name}' is a folder here, which hides the name on the Hub: pull from another folder")
     kind = kind or hub.kind_of(repo_id, revision or named)
     cached = hub.fetch(name, kind, revision, whole=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-        aside = Path(scratch) / (target.name or "pulled")
+    with beside(target) as scratch:
+        aside = scratch / (target.name or "pulled")
         shutil.copytree(cached, aside, ignore=shutil.ignore_patterns(".*", hub.SOURCE))
         shared = find(aside)
         check(shared)
         hub.note_source(aside, repo_id, cached.name)
-        if target.exists():
-            target.rmdir()
-        os.replace(aside, target)
+        put_folder(aside, target)
     print(f"{out}: {shared.kind} of {repo_id}@{cached.name}")  # noqa: T201  what the command did

@@ -48,6 +48,6 @@ def run(
     if dry_run:
         print(f"\n--- README.md\n{plan.card}---\nnothing was uploaded")  # noqa: T201  asked for
         return
-    done = push(shared, to, plan, private, revision, message)
+    done = push(plan, to, private, revision, message)
     what = "pushed as" if done.fresh else "nothing has changed since"
     print(f"{what} {done.repo_id}@{done.commit}\n{done.url}")  # noqa: T201  what the command did

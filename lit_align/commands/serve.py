@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from lit_align.commands.agents import stage_of
 from lit_align.errors import Terminated, UserError
 
 
@@ -70,6 +71,7 @@ def run(
 
     import torch
 
+    from lit_align.hub import fetch
     from lit_align.loading import find_device
     from lit_align.models.acting import check_precision
     from lit_align.models.agent import Agent
@@ -79,8 +81,9 @@ def run(
     check_precision(precision, place)
     if threads:
         torch.set_num_threads(threads)
-    player = Agent.load(agent, place).prepare(precision)
-    digest = fingerprint(agent)
+    folder = fetch(agent)  # once: a branch on the Hub may move
+    player = Agent.load(folder, place).prepare(precision)
+    digest = fingerprint(folder)
     make_listener = _listener(host, port, socket, clients, allow_origins or [])
 
     async def serve() -> tuple[dict[str, Any], int]:
@@ -150,8 +153,4 @@ def _say(text: str) -> None:
 
 def _name(agent: str) -> str:
     """What clients are told that the agent is called: its id on the Hub, or its stage; no path of this machine."""
-    path = Path(agent)
-    if not path.exists():
-        return agent
-    path = path.resolve()
-    return path.parent.name if path.name == "agent" else path.name
+    return stage_of(agent) if Path(agent).exists() else agent

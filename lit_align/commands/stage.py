@@ -20,7 +20,7 @@ from lit_align import slurm
 from lit_align.commands.arguments import PARSER_MODE, OneLineErrors, check_config_files, known_keys
 from lit_align.commands.dry_run import DryRun, DryRunDone
 from lit_align.commands.fit import fit
-from lit_align.commands.hub_names import pin_names
+from lit_align.commands.hub_names import DATA, pin_names
 from lit_align.commands.loggers import loggers_of
 from lit_align.commands.run_folder import RunFolder
 from lit_align.commands.signals import Signals, handlers_put_back
@@ -45,7 +45,7 @@ CLASSES = {
 CALLBACKS = {"align": "lit_align.rollout.callback:RolloutCallback"}
 ACTIONS = ("fit", "validate", "test")
 MODEL_FOLDERS = ("init_from", "model.reference")
-DATA_FOLDERS = ("data.trajectories", "data.also", "data.preferences", "data.scores")
+DATA_FOLDERS = (*DATA, "data.scores")
 NOT_KEPT = ("config", "resume", "dry_run", "overwrite")
 """Options that say how this one start goes, not what is trained."""
 RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

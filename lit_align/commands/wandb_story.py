@@ -12,22 +12,19 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from lightning.pytorch import Trainer
 
-from lit_align.commands.loggers import Wandb, note_wandb, project
+from lit_align.commands import hub_names
+from lit_align.commands.loggers import SECONDS, Wandb, note_wandb, project
 from lit_align.commands.run_folder import RunFolder
-from lit_align.data.trajectory import Trajectory
+from lit_align.data.trajectory import ENDED, Trajectory
+from lit_align.models.folder import CONFIG, WEIGHTS
 from lit_align.rollout.callback import Spectator
+from lit_align.sharing.what import MODELS
 
 if TYPE_CHECKING:
     from lit_align.commands.stage import StageCLI
 
-MODELS = ("agent", "reward_model")
-MODEL_FILES = ("config.json", "model.safetensors")
 KEPT = "wandb_model"
 """The field of `run.json` that says which artifact a run's model is."""
-STARTS = ("init_from", "model.reference", "model.reward_model")
-DATA = ("data.trajectories", "data.also", "data.preferences")
-SECONDS = 60.0
-"""That any of it may take."""
 
 
 class LastPlay(Spectator):
@@ -39,7 +36,7 @@ class LastPlay(Spectator):
     def on_play(self, trainer: Trainer, trajectories: list[Trajectory], kind: str) -> None:
         """Positions `(T + 1, 3)` and outcome of each episode."""
         if kind == "iteration":
-            self.went = [(one.positions, one.outcome or "ended") for one in trajectories]
+            self.went = [(one.positions, one.outcome or ENDED) for one in trajectories]
 
 
 def begin(cli: StageCLI) -> str | None:
@@ -54,7 +51,7 @@ def begin(cli: StageCLI) -> str | None:
         logger.attempt("telling the configuration", partial(_configure, config), SECONDS)
         for path, kept in started_from(cli.config).items():
             logger.attempt(f"telling that it uses {path}", partial(_use_model, path, kept), SECONDS)
-        for path in folders(cli.config, DATA) if cli.config.wandb_data else ():
+        for path in folders(cli.config, hub_names.DATA) if cli.config.wandb_data else ():
             logger.attempt(f"telling that it uses {path}", partial(_use_data, path), SECONDS)
     return note_wandb(cli.trainer)
 
@@ -80,16 +77,16 @@ def _wandb(trainer: Trainer) -> list[Wandb]:
 def started_from(config: Any) -> dict[Path, dict[str, Any]]:
     """Folders of models that a run starts from and that runs of ours logged, with what their `run.json` kept of it."""
     found = {}
-    for path in folders(config, STARTS, "model.rewards"):
+    for path in folders(config, hub_names.MODELS):
         kept = RunFolder(path.parent).read_run().get(KEPT)
-        if isinstance(kept, dict) and kept.get("name") and (path / MODEL_FILES[0]).is_file():
+        if isinstance(kept, dict) and kept.get("name") and (path / CONFIG).is_file():
             found[path] = kept
     return found
 
 
-def folders(config: Any, keys: tuple[str, ...], weighted: str | None = None) -> list[Path]:
+def folders(config: Any, keys: tuple[str, ...]) -> list[Path]:
     """The folders that are there, of those that a configuration names under some keys."""
-    named: list[str] = list((config.get(weighted) or {}) if weighted else {})
+    named: list[str] = []
     for key in keys:
         value = config.get(key)
         named += [value] if isinstance(value, str) else list(value or ())
@@ -100,21 +97,20 @@ def model_artifact(folder: Path, name: str) -> Any:
     """A model's folder as an artifact; what its card says is not part of it, so the same weights are the same one."""
     import wandb
 
-    info = json.loads((folder / MODEL_FILES[0]).read_text())
+    info = json.loads((folder / CONFIG).read_text())
     artifact = wandb.Artifact(_clean(name), type="model", metadata=info.get("info") or {})
-    for file in MODEL_FILES:
+    for file in (CONFIG, WEIGHTS):
         if (folder / file).is_file():
             # Immutable: what is here when it is sent is what is logged, and nothing is copied to the home folder.
             artifact.add_file(str(folder / file), name=file, policy="immutable", skip_cache=True)
     return artifact
 
 
-def _configure(config: Mapping[str, Any], run: Any) -> bool:
+def _configure(config: Mapping[str, Any], run: Any) -> None:
     run.config.update(dict(config), allow_val_change=True)
-    return True
 
 
-def _use_model(folder: Path, kept: Mapping[str, Any], run: Any) -> bool:
+def _use_model(folder: Path, kept: Mapping[str, Any], run: Any) -> None:
     """Says that the run uses the artifact that this model was logged as, if it is the same still.
 
     By its contents, which W&B knows again: `run.use_artifact` waits for the server, and does not work offline.
@@ -122,34 +118,31 @@ def _use_model(folder: Path, kept: Mapping[str, Any], run: Any) -> bool:
     artifact = model_artifact(folder, kept["name"])
     if artifact.digest == kept.get("digest"):
         run._log_artifact(artifact, aliases=[], is_user_created=True, use_after_commit=True)
-    return True
 
 
-def _use_data(folder: Path, run: Any) -> bool:
+def _use_data(folder: Path, run: Any) -> None:
     """Says that the run uses a data set: where it lies, and nothing of what is in it."""
     import wandb
 
     artifact = wandb.Artifact(_clean(folder.name), type="dataset")
     artifact.add_reference(folder.resolve().as_uri(), checksum=False)
     run._log_artifact(artifact, aliases=[], is_user_created=True, use_after_commit=True)
-    return True
 
 
-def _leave_model(folder: RunFolder, run: Any) -> bool:
+def _leave_model(folder: RunFolder, run: Any) -> None:
     """Logs the model once: a run that is resumed and leaves the same one logs nothing."""
-    path = next((folder.path / kind for kind in MODELS if (folder.path / kind / MODEL_FILES[0]).is_file()), None)
+    path = next((folder.path / kind for kind in MODELS if (folder.path / kind / CONFIG).is_file()), None)
     if path is None:
-        return False
+        return
     artifact = model_artifact(path, folder.path.resolve().name)
     kept = {"name": artifact.name.partition(":")[0], "digest": artifact.digest, "run": run.id, "project": project()}
     if folder.read_run().get(KEPT) == kept:
-        return False
+        return
     run.log_artifact(artifact, aliases=["latest", f"run-{run.id}"])
     folder.write_run(**{KEPT: kept})
-    return True
 
 
-def _leave_play(cli: StageCLI, row: int, run: Any) -> bool:
+def _leave_play(cli: StageCLI, row: int, run: Any) -> None:
     from lit_align.commands import wandb_tables
     from lit_align.evaluation import over_optimisation
 
@@ -166,7 +159,6 @@ def _leave_play(cli: StageCLI, row: int, run: Any) -> bool:
         logged["routes"] = wandb_tables.picture(drawn)
     if logged:
         run.log(logged, step=row)
-    return bool(logged)
 
 
 def _clean(name: str) -> str:

@@ -96,14 +96,13 @@ def results_tables(results: Mapping[str, Any]) -> dict[str, Any]:
     return tables | ({"reward_models": wandb.Table(columns=REWARDS, data=right)} if right else {})
 
 
-def log_folder(folder: Path, mode: Literal["offline", "online"], name: str, kind: str = "report") -> str | None:
+def log_folder(folder: Path, mode: Literal["offline", "online"], name: str) -> str | None:
     """Logs the folder of a report or of an evaluation as a W&B run of its own: tables, pictures, videos.
 
     Args:
         folder: Has `results.json`, and may have PNGs and, anywhere below, MP4s.
         mode: `online`, or `offline` for `wandb sync`.
         name: Of the W&B run.
-        kind: Its job type.
 
     Returns:
         The id of the run. None if W&B could not take it, which is a warning: the folder has all of it.
@@ -111,21 +110,21 @@ def log_folder(folder: Path, mode: Literal["offline", "online"], name: str, kind
     Raises:
         UserError: There is no `results.json`.
     """
-    from lit_align.commands.loggers import Wandb, wandb_settings
+    from lit_align.commands.loggers import SECONDS, Wandb, wandb_settings
     from lit_align.stages.metrics_csv import MetricsCSV
 
     if not (folder / "results.json").is_file():
         raise UserError(f"there is no results.json in {folder}; expected the folder of a report or of an evaluation")
     results = json.loads((folder / "results.json").read_text())
     logger = Wandb(
-        MetricsCSV(folder), lambda: 0.0, offline=mode == "offline", job_type=kind, **wandb_settings(name, folder)
+        MetricsCSV(folder), lambda: 0.0, offline=mode == "offline", job_type="report", **wandb_settings(name, folder)
     )
     rows: dict[str, Any] = results_tables(results)
     rows |= {path.stem: picture(path) for path in sorted(folder.glob("*.png"))}
-    logger.attempt("logging tables and pictures", lambda run: run.log(rows, step=0) or True, 60.0)
+    logger.attempt("logging tables and pictures", lambda run: run.log(rows, step=0), SECONDS)
     films = sorted(path for path in folder.rglob("*.mp4") if "wandb" not in path.parts)[:FILMS]
     if films:
-        logger.attempt("logging videos", lambda run: run.log({"videos": _videos(films, folder)}, step=0) or True, 60.0)
+        logger.attempt("logging videos", lambda run: run.log({"videos": _videos(films, folder)}, step=0), SECONDS)
     found = None if logger.lost else str(logger.version)
     logger.close()
     return found

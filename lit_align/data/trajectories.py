@@ -45,7 +45,6 @@ from lit_align.spaces import ActionCodec
 
 SCHEMAS = (1, 2)
 META = "meta.json"
-EPISODE_COLUMNS = ("id", "seed", "length", "outcome", "reason", "player", "terminated", "truncated")
 MOST = 1 << 20
 """Pixels of a side, and numbers of a vector: more is a mistake."""
 _SHARD_BYTES = 200_000_000

@@ -142,6 +142,11 @@ class Observations:
         return " and ".join(text for text, size in ((pixels, self.image_size), (vector, self.vector_size)) if size)
 
 
+def fps_of(world: gymnasium.Env[Any, Any]) -> float:
+    """Steps that the world makes in a second; 10 where it does not say."""
+    return float((world.metadata or {}).get("render_fps") or 10.0)
+
+
 def name_of(world: gymnasium.Env[Any, Any]) -> str:
     """The world's Gymnasium id, or its class where it has none."""
     return world.spec.id if world.spec is not None else type(world.unwrapped).__name__

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from lit_align.errors import UserError
 from lit_align.evaluation.results import OTHER_WORLD, AgentResult
+from lit_align.files import read_yaml
 
 
 class Controls:
@@ -53,9 +53,10 @@ def aligned_in(folder: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted(folder.glob("*/config.yaml")):
         try:
-            data = (yaml.safe_load(path.read_text()) or {}).get("data", {})
-        except (yaml.YAMLError, AttributeError):
+            content = read_yaml(path)
+        except UserError:
             continue
+        data = content.get("data") if isinstance(content, Mapping) else None
         if isinstance(data, Mapping) and "env" in data:
             found.append(dict(data.get("env_args") or {}))
     return found

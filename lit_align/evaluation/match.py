@@ -16,7 +16,7 @@ import gymnasium
 import numpy as np
 
 from lit_align.data.trajectory import Trajectory
-from lit_align.envs.gym import make
+from lit_align.envs.gym import fps_of, make
 from lit_align.envs.isolate import make_world
 from lit_align.errors import UserError
 from lit_align.evaluation.episodes import Episodes, Slim
@@ -88,7 +88,7 @@ class Match:
         """Return how many steps the world makes in a second."""
         world = make(self.env, **self.env_args)
         world.close()
-        return float(world.metadata.get("render_fps") or 10.0)
+        return fps_of(world)
 
     def changes(self) -> dict[str, Any]:
         """Return the arguments that make another world than the id alone does."""

@@ -272,11 +272,11 @@ def watch_in(folder: Path, columns: Columns) -> Watch | None:
     """The curves of a run that is there, by its metrics and by what it left of itself."""
     told = mapping_of(folder / NUMBERS)
     same = told.get("return") is not None and told.get("return") == told.get("proxy")
-    return watch_of(columns, target_of(folder, columns), own=same)
+    return watch_of(columns, _target(told, folder, columns), own=same)
 
 
-def target_of(folder: Path, columns: Columns) -> str | None:
+def _target(told: Mapping[str, Any], folder: Path, columns: Columns) -> str | None:
     """The wanted outcome of a run that is there: as it says itself, else by its folder's name (`align_left`)."""
-    if told := mapping_of(folder / NUMBERS).get("target"):
-        return str(told)
+    if told.get("target"):
+        return str(told["target"])
     return next((word for word in folder.name.split("_")[1:] if f"outcome/{word}" in columns), None)

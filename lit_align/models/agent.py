@@ -15,6 +15,7 @@ from lit_align.models.config import BackboneConfig
 from lit_align.models.folder import save_folder
 from lit_align.models.folder_model import FolderModel
 from lit_align.models.heads import PolicyConfig, make_heads
+from lit_align.models.quantize import is_quantized
 from lit_align.models.transformer import KVCache
 from lit_align.spaces import ActionCodec
 
@@ -181,7 +182,7 @@ class Agent(FolderModel):
         Raises:
             ValueError: The agent was prepared for acting in 8 bits, which cannot be trained on or loaded again.
         """
-        if any(tensor.dtype == torch.int8 for tensor in self.buffers()):
+        if is_quantized(self):
             raise UserError("an agent in int8 is for acting only; save the one that it was prepared from")
         content = {
             "kind": self.kind,

@@ -152,7 +152,7 @@ def load_folder(
     content = read_config(folder, kind)
     if not random_init:
         # Before the module takes memory: what a made-up config asks for may be more than there is.
-        _check_weights(folder, _built(folder, lambda: _sketch(build, content)))
+        _check_weights(folder, _built(folder, lambda: sketch(lambda: build(content))))
     module = _built(folder, lambda: build(content))
     if random_init:
         return module
@@ -177,17 +177,12 @@ def _built(folder: Path, build: Callable[[], nn.Module]) -> nn.Module:
         ) from error
 
 
-def _sketch(build: Callable[[dict[str, Any]], nn.Module], content: dict[str, Any]) -> nn.Module:
-    """The module without memory for its weights: shapes and types alone."""
-    return sketch(lambda: build(content))
-
-
-def _check_weights(folder: Path, sketch: nn.Module) -> None:
+def _check_weights(folder: Path, sketched: nn.Module) -> None:
     """Raises UserError unless the safetensors file holds every tensor of the module, and no other."""
     path = folder / WEIGHTS
     if not path.is_file():
         raise UserError(f"no {WEIGHTS} in '{folder}'; a model's folder holds {CONFIG} and {WEIGHTS}")
-    wanted = {name: (list(tensor.shape), tensor.dtype) for name, tensor in sketch.state_dict().items()}
+    wanted = {name: (list(tensor.shape), tensor.dtype) for name, tensor in sketched.state_dict().items()}
     try:
         with safe_open(path, framework="pt") as file:
             found = {}

@@ -97,5 +97,5 @@ class FolderModel(nn.Module):
             folder = Path(scratch) / self.kind
             self.save(folder)
             plan = upload.plan_model(folder, repo_id, licence, card)
-            commit: str = upload.push(plan.shared, repo_id, plan, private, revision, message, token).commit
+            commit: str = upload.push(plan, repo_id, private, revision, message, token).commit
         return commit

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import json
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +18,13 @@ from torch.nn import functional as F
 
 from lit_align import __version__
 from lit_align.errors import UserError
+from lit_align.files import beside
+from lit_align.models.acting import prepare
 from lit_align.models.agent import Agent
 from lit_align.models.heads import AutoregressiveHeads, wide
 from lit_align.models.lora import merge_lora
 from lit_align.models.onnx_agent import FACTS, SCHEMA
+from lit_align.models.quantize import is_quantized
 from lit_align.models.transformer import KVCache
 
 _PAD = -1e9  # log-probability of a class that a head does not have, as in `lit_align.models.heads`
@@ -114,25 +115,31 @@ def export_onnx(agent: Agent, path: str | Path, worlds: int | None = None) -> Pa
         ValueError: A package is missing, the agent is in 8 bits, or the exporter cannot do its network.
     """
     need_onnx()
-    if any(tensor.dtype == torch.int8 for tensor in agent.buffers()):
+    if is_quantized(agent):
         raise UserError("an agent in int8 is for acting with torch; export the one that it was prepared from")
     if worlds is not None and worlds < 1:
         raise UserError(f"worlds is {worlds}; expected 1 or more, or nothing to leave it open")
-    plain = copy.deepcopy(agent).cpu().eval().requires_grad_(False)
-    plain.backbone.__dict__.pop("step", None)  # a compiled one cannot be traced
+    plain = prepare(agent).cpu()  # a copy, not compiled: what is compiled cannot be traced
     merge_lora(plain.backbone)
     program = _trace(plain.float(), worlds)
     program.model.metadata_props[FACTS] = json.dumps(describe(agent, worlds))
     program.model.producer_name, program.model.producer_version = "lit-align", __version__
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     heavy = sum(p.numel() for p in plain.parameters()) * 4 > _ONE_FILE
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as aside:
-        program.save(Path(aside) / target.name, external_data=heavy)
-        # The weights first: a file that is there has all that it needs.
-        for made in sorted(Path(aside).iterdir(), key=lambda file: file.name == target.name):
-            os.replace(made, target.with_name(made.name))
+    with beside(target) as aside:
+        program.save(aside / target.name, external_data=heavy)
+        put_in_place(aside, target)
     return target
+
+
+def put_in_place(folder: Path, target: Path) -> int:
+    """Moves an ONNX file of this name, and its weights if they are beside it, out of a folder; returns their bytes."""
+    # The weights first: a file that is there has all that it needs.
+    parts = sorted(folder.iterdir(), key=lambda part: part.name == target.name)
+    size = sum(part.stat().st_size for part in parts)
+    for part in parts:
+        os.replace(part, target.with_name(part.name))
+    return size
 
 
 def _trace(agent: Agent, worlds: int | None) -> Any:

@@ -38,3 +38,8 @@ def quantize_linears(module: nn.Module) -> None:
             setattr(module, name, Int8Linear(child))
         else:
             quantize_linears(child)
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether `quantize_linears` was here: what is in 8 bits is for acting only."""
+    return any(tensor.dtype == torch.int8 for tensor in module.buffers())

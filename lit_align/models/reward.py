@@ -18,6 +18,7 @@ from lit_align.models.backbone import Backbone
 from lit_align.models.config import BackboneConfig
 from lit_align.models.folder import save_folder
 from lit_align.models.folder_model import FolderModel
+from lit_align.models.quantize import is_quantized
 from lit_align.models.scoring import Scorer, running
 
 Readout = Literal["last", "sum"]
@@ -153,7 +154,7 @@ class RewardModel(FolderModel):
         Raises:
             ValueError: The reward model was prepared in 8 bits, which cannot be trained on or loaded again.
         """
-        if any(tensor.dtype == torch.int8 for tensor in self.buffers()):
+        if is_quantized(self):
             raise UserError("a reward model in int8 is for scoring only; save the one that it was prepared from")
         content = {
             "kind": self.kind,

@@ -16,7 +16,7 @@ from lit_align.data.cache import pad_right
 from lit_align.data.loader import ResumableLoader, rng
 from lit_align.data.modules import Batch, world_of
 from lit_align.data.trajectory import Trajectory
-from lit_align.envs.gym import Observations
+from lit_align.envs.gym import Observations, fps_of
 from lit_align.envs.isolate import make_world
 from lit_align.errors import UserError
 from lit_align.rollout.quota import Gather, Quota, play_steps
@@ -107,7 +107,7 @@ class RolloutDataModule(pl.LightningDataModule):
             self.codec = ActionCodec(world.action_space)
             seen = Observations.of(world)
             self.image_size, self.vector_size = seen.image_size, seen.vector_size
-            self.fps = float((world.metadata or {}).get("render_fps") or 10.0)
+            self.fps = fps_of(world)
         finally:
             world.close()
 

@@ -21,6 +21,7 @@ from lit_align.errors import MAX_ATTEMPTS, UserError
 from lit_align.models.acting import check_sampling
 from lit_align.models.agent import Agent
 from lit_align.models.transformer import KVCache
+from lit_align.seeds import noise_of
 from lit_align.spaces import ActionCodec, Classes
 
 _log = logging.getLogger(__name__)
@@ -230,9 +231,7 @@ class Sampler:
         return actions.to(torch.uint8).cpu().numpy(), log_probs.cpu().numpy()
 
     def _new(self, episode: int, seed: int, attempts: int = 0) -> _Episode:
-        return _Episode(
-            episode, seed, np.random.default_rng(np.random.SeedSequence([self.seed, episode, seed])), attempts=attempts
-        )
+        return _Episode(episode, seed, noise_of(self.seed, episode, seed), attempts=attempts)
 
     def _again(self, episode: _Episode, error: WorldFailed) -> _Episode:
         self.failures += 1

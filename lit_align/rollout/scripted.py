@@ -13,6 +13,7 @@ from lit_align.envs.guard import Guard
 from lit_align.envs.isolate import make_world
 from lit_align.envs.jumppads.players import make_player
 from lit_align.errors import MAX_ATTEMPTS, UserError
+from lit_align.seeds import noise_of
 from lit_align.spaces import ActionCodec
 
 
@@ -62,7 +63,7 @@ class ScriptedPlay:
         return self._play(episode, seed)
 
     def _play(self, episode: int, seed: int) -> Trajectory:
-        rng = np.random.default_rng(np.random.SeedSequence([self.seed, episode, seed]))
+        rng = noise_of(self.seed, episode, seed)
         kind = str(rng.choice(self.kinds, p=self.weights))
         target = self.targets[episode % len(self.targets)] if self.targets else None
         observation, info = self.world.reset(seed=seed)

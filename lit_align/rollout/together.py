@@ -27,7 +27,7 @@ def gathered(trainer: pl.Trainer, mine: Any) -> list[Any]:
     Raises:
         WorldFailed: Another process failed in `together`, and will not come here.
     """
-    parts = _exchanged(trainer, mine)
+    parts = exchanged(trainer, mine)
     failed = [part for part in parts if isinstance(part, _Failure)]
     if failed:
         raise _error(trainer, failed)
@@ -55,7 +55,7 @@ def together(trainer: pl.Trainer) -> Iterator[None]:
             raise
         known = isinstance(error, WorldFailed | UserError)
         message = str(error) if known else f"{type(error).__name__}: {error}"
-        parts = _exchanged(trainer, _Failure(trainer.global_rank, message))
+        parts = exchanged(trainer, _Failure(trainer.global_rank, message))
         if not known:
             raise  # with its traceback: it is no matter of worlds
         raise _error(trainer, [part for part in parts if isinstance(part, _Failure)]) from error
@@ -72,7 +72,8 @@ def _error(trainer: pl.Trainer, failed: list[_Failure]) -> WorldFailed:
     return _Told(message) if trainer.global_rank == 0 else FailedElsewhere(message)
 
 
-def _exchanged(trainer: pl.Trainer, mine: Any) -> list[Any]:
+def exchanged(trainer: pl.Trainer, mine: Any) -> list[Any]:
+    """What every process has, by their numbers; called by every one of them."""
     parts = [mine] * trainer.world_size
     if trainer.world_size > 1:
         torch.distributed.all_gather_object(parts, mine)

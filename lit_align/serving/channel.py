@@ -7,6 +7,9 @@ from typing import Protocol
 
 from lit_align.serving.protocol import Data
 
+WRITE_LIMIT = 1 << 15
+"""Bytes of answers that wait for a client which does not read."""
+
 
 class ChannelClosed(Exception):
     """The other side is gone."""

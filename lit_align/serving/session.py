@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from lit_align.seeds import noise_of
 from lit_align.serving.channel import Channel, ChannelClosed, now
 from lit_align.serving.pictures import check_square, is_quick, pixels_of
 from lit_align.serving.protocol import (
@@ -35,11 +36,6 @@ if TYPE_CHECKING:
 
 GOODBYE_SECONDS = 1.0
 """That a client has to take the error that ends its connection."""
-
-
-def noise_of(seed: int, episode: int, world_seed: int) -> np.random.Generator:
-    """The source of an episode's noise: that of the sampler (`lit_align/rollout/sampler.py`), a row of it a step."""
-    return np.random.default_rng(np.random.SeedSequence([seed, episode, world_seed]))
 
 
 class Session:

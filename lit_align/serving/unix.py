@@ -10,11 +10,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from lit_align.errors import UserError
-from lit_align.serving.channel import Channel, ChannelClosed, now
+from lit_align.serving.channel import WRITE_LIMIT, Channel, ChannelClosed, now
 from lit_align.serving.protocol import TEXT_LIMIT, Data, ProtocolError
-
-WRITE_LIMIT = 1 << 15
-"""Bytes of answers that wait for a client which does not read."""
 
 
 class UnixChannel:

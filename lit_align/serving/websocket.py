@@ -18,11 +18,9 @@ from websockets.http11 import Request, Response
 from websockets.protocol import Event
 
 from lit_align.errors import UserError
-from lit_align.serving.channel import Channel, ChannelClosed, now
+from lit_align.serving.channel import WRITE_LIMIT, Channel, ChannelClosed, now
 from lit_align.serving.protocol import TEXT_LIMIT, Data
 
-WRITE_LIMIT = 1 << 15
-"""Bytes of answers that wait for a client which does not read."""
 CLOSE_SECONDS = 2.0
 """That a client has to answer the closing handshake."""
 OPEN_SECONDS = 10.0

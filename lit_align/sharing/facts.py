@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lit_align.files import mapping_of
+from lit_align.files import mapping_of, yaml_mapping_of
 from lit_align.sharing.what import MODELS, Shared
 
 _HEADER_BYTES = 100_000_000
@@ -70,7 +68,7 @@ def facts_of(folder: Path, run: Path | None) -> Facts:
         name_of(folder, run),
         folder.absolute(),
         mapping_of(folder / "config.json"),
-        {} if around is None else read_yaml(around / "config.yaml"),
+        {} if around is None else yaml_mapping_of(around / "config.yaml"),
         {} if around is None else mapping_of(around / "environment.json"),
         {} if around is None else mapping_of(around / "run.json"),
         count_parameters(folder / "model.safetensors"),
@@ -99,14 +97,6 @@ def count_parameters(weights: Path) -> int | None:
         return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__") or None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping; empty where there is none, or none that can be read."""
-    try:
-        return mapping(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
-        return {}
 
 
 def mapping(value: Any) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lit_align.errors import UserError, did_you_mean
+from lit_align.sharing.facts import number_or_none
 
 _LICENCES = (
     "afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0 "
@@ -111,6 +111,5 @@ def _index_faults(where: str, entry: Any) -> Iterator[str]:
             if not isinstance(metric.get("type"), str) or not metric["type"]:
                 yield f"{here}: a metric has the type {metric.get('type')!r}"
             value = metric.get("value")
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if not number and not isinstance(value, str):
+            if number_or_none(value) is None and not isinstance(value, str):
                 yield f"{here}: the metric {metric.get('type')} is {value!r}"

@@ -16,7 +16,7 @@ from typing import Any
 from lit_align.files import mapping_of
 from lit_align.hub import cache_folder, called, is_id, source_of, split_id
 from lit_align.sharing.facts import Facts, facts_of, mapping, strings, text_or_none
-from lit_align.sharing.what import Kind, Shared
+from lit_align.sharing.what import MODELS, Kind, Shared
 
 _DEEPEST = 40
 """Generations that are followed."""
@@ -74,7 +74,7 @@ class Origin:
 def lineage(shared: Shared) -> Origin:
     """The lineage of something that is shared."""
     tracer = _Tracer()
-    if shared.kind in ("agent", "reward_model"):
+    if shared.kind in MODELS:
         return tracer.model("", shared.folder, shared.run, 0)
     return tracer.data("", str(shared.folder), None)
 

@@ -13,6 +13,7 @@ from lit_align.sharing.measured import HEATMAP, REPLAY, Measured, accuracy_of
 from lit_align.sharing.results_text import agent_results, reward_results
 from lit_align.sharing.sections import count, world_of
 from lit_align.sharing.text import code, command_line, fenced, plain, quoted
+from lit_align.sharing.what import MODELS
 
 _SHOWN = 16
 """Hexadecimal digits of a fingerprint that are shown."""
@@ -221,7 +222,7 @@ def _branch(one: Origin, depth: int, seen: set[tuple[str, str, str | None]]) -> 
         words.append(f"on the Hub as {code(one.repository)}")
     words += [f"revision {code(one.revision)}"] if one.revision else []
     words += [f"stage {code(one.stage)}"] if one.stage else [one.kind.replace("_", " ")]
-    if one.kind in ("agent", "reward_model"):
+    if one.kind in MODELS:
         words.append(f"fingerprint `{one.fingerprint[:_SHOWN]}`" if one.fingerprint else "fingerprint unknown")
     again = one.key in seen and bool(one.parents)
     words += ["see above"] if again else []
@@ -267,6 +268,6 @@ def _limits(told: Told) -> list[str]:
         )
     if any(one.unknown for one in told.origin.walk()):
         lines.append("The lineage is not whole: see what is said to be unknown there.")
-    if "licence unknown" in "".join(sections.data_lines(told.origin.walk())):
+    if sections.lacks_licence(told.origin.walk()):
         lines.append("The licence of what it learned from is unknown.")
     return [*lines, *(f"{plain(note)}." for note in measured.notes)]

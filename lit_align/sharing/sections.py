@@ -14,6 +14,7 @@ from lit_align.sharing.facts import Facts, mapping, number_or_none, strings, tex
 from lit_align.sharing.lineage import Origin
 from lit_align.sharing.scrub import refuse_in_words
 from lit_align.sharing.text import cell, code, command_line, fenced, plain, quoted, table, without_paths
+from lit_align.sharing.what import MODELS
 
 PIXELS = "RGB frames ({size}, {size}, 3), uint8"
 CITATION = """@article{jelley2024aligning,
@@ -71,9 +72,18 @@ def make_world(world: str, image_size: Any) -> str:
     return f"make({quoted(world)}{size})"
 
 
+DATA = ("trajectories", "preferences")
+UNKNOWN = "unknown"
+
+
 def data_lines(origins: Iterable[Origin]) -> list[str]:
     """A line for each data set, with what is not known of it."""
-    return [f"- {_data_line(one)}" for one in origins if one.kind in ("trajectories", "preferences")]
+    return [f"- {_data_line(one)}" for one in origins if one.kind in DATA]
+
+
+def lacks_licence(origins: Iterable[Origin]) -> bool:
+    """Whether there is a data set among them whose licence is unknown."""
+    return any(one.kind in DATA and (not one.meta or licence_of(one.meta) == UNKNOWN) for one in origins)
 
 
 def _data_line(one: Origin) -> str:
@@ -88,7 +98,7 @@ def licence_of(meta: Mapping[str, Any]) -> str:
     """The licence of data, if they tell one."""
     told = mapping(meta.get("provenance"))
     found = text_or_none(told.get("licence")) or text_or_none(told.get("license"))
-    return code(found) if found else "unknown"
+    return code(found) if found else UNKNOWN
 
 
 def trajectories_in_words(meta: Mapping[str, Any]) -> str:
@@ -144,7 +154,7 @@ def commands(origins: Iterable[Origin], root: Path) -> str:
     """The command of every run in a lineage, the oldest first."""
     lines: list[str] = []
     for one in origins:
-        if one.kind in ("agent", "reward_model"):
+        if one.kind in MODELS:
             words = [] if one.facts is None else one.facts.command
             lines.append(f"# {plain(one.name)}{'' if words else ': its command is not known'}")
             refuse_in_words(words, f"the environment.json of {plain(one.name)}")

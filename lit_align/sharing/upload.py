@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_align import hub
 from lit_align.errors import UserError
+from lit_align.files import empty_place
 from lit_align.sharing.plan import Plan, make_plan
 from lit_align.sharing.what import Shared
 
@@ -39,9 +39,8 @@ class Pushed:
 
 
 def push(
-    shared: Shared,
+    plan: Plan,
     repo_id: str,
-    plan: Plan | None = None,
     private: bool = False,
     revision: str | None = None,
     message: str | None = None,
@@ -56,9 +55,8 @@ def push(
     the content of those files only that it does not have (by their sha256).
 
     Args:
-        shared: What to upload.
+        plan: The files.
         repo_id: `user/name`.
-        plan: The files; None makes the plan.
         private: Make a new repository private; one that is there stays as it is.
         revision: Branch; None is the main one.
         message: Of the commit.
@@ -72,7 +70,7 @@ def push(
     _, named = hub.split_id(repo_id)
     if named is not None:
         raise UserError(f"{repo_id} names a revision; expected user/name, and the branch as the revision")
-    plan = plan or make_plan(shared, repo_id)
+    shared = plan.shared
     kind, api = shared.repo_type, hub.api(token)
     with hub.plainly(repo_id, kind, revision):
         before, there = _look(api, repo_id, kind, revision)
@@ -123,9 +121,7 @@ def keep(plan: Plan, folder: str | Path) -> None:
     Raises:
         ValueError: The folder holds something already.
     """
-    target = Path(os.path.realpath(folder))  # of a link, the folder that it names
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"'{folder}' is there already; expected a folder that is empty or does not exist")
+    target = empty_place(folder, f"'{folder}'")
     for item in plan.items:
         path = target / item.name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -240,9 +240,6 @@ class Stage(pl.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Counts seconds; logs the speed at the first optimizer step, then now and then."""
         trainer, device = self.trainer, self.trainer.strategy.root_device
-        if device.type == "cuda" and trainer.world_size > 1:
-            # Lightning does so before it asks for the next batch (a flag goes round), which would pass for the loader.
-            torch.cuda.synchronize(device)
         self.seconds_trained += self._speed.end()
         step = trainer.global_step
         if step == self._line_at or (step > 1 and step % self.log_every):

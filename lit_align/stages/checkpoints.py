@@ -18,6 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_align.errors import UserError
+from lit_align.rollout.together import exchanged
 from lit_align.stages.metrics_csv import MetricsCSV
 from lit_align.stages.torn import LAST, keep_before
 
@@ -143,7 +144,7 @@ class RunState(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Has all processes go on from what process 0 chose; the first place where they can talk to each other."""
-        chosen = _of_all(trainer, None if self.checkpoint is None else str(self.checkpoint))
+        chosen = exchanged(trainer, None if self.checkpoint is None else str(self.checkpoint))
         if len({each is None for each in chosen}) > 1:
             told = ", ".join(f"process {rank}: {each or 'nothing'}" for rank, each in enumerate(chosen))
             raise UserError(
@@ -158,10 +159,7 @@ class RunState(Callback):
         self._configured = [_numbers(group) for optimizer in trainer.optimizers for group in optimizer.param_groups]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: D102
-        states: list[Any] = [rng_state()]
-        if trainer.world_size > 1:
-            states = [None] * trainer.world_size
-            torch.distributed.all_gather_object(states, rng_state())
+        states = exchanged(trainer, rng_state())
         rows = sum(logger.rows for logger in trainer.loggers if isinstance(logger, MetricsCSV))
         checkpoint[KEY] = {"rng": states, "configured": self._configured, "seconds": self.seconds, "rows": rows}
         checkpoint[KEY]["wandb"] = next((found for each in trainer.loggers if (found := wandb_id(each))), None)
@@ -169,7 +167,7 @@ class RunState(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: D102
         self._loaded = checkpoint.get(KEY)
         kept = self._loaded or {}
-        steps = _of_all(trainer, (checkpoint["global_step"], kept.get("seconds")))  # no two are saved at one time
+        steps = exchanged(trainer, (checkpoint["global_step"], kept.get("seconds")))  # no two are saved at one time
         if len(set(steps)) > 1:
             told = ", ".join(f"process {rank}: {step}" for rank, (step, _) in enumerate(steps))
             raise UserError(
@@ -214,14 +212,6 @@ class RunState(Callback):
             self._rng = None
 
 
-def _of_all(trainer: Trainer, value: Any) -> list[Any]:
-    """What every process has, by their numbers; called by every one of them."""
-    found = [value] * trainer.world_size
-    if trainer.world_size > 1:
-        torch.distributed.all_gather_object(found, value)
-    return found
-
-
 def validation_is_due(trainer: Trainer) -> bool:
     """Whether Lightning validates right after the training batch that ends; asked in `on_train_batch_end`.
 
@@ -249,13 +239,12 @@ class _InsideEpochs(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._after_validation = False
-        if trainer.is_last_batch:
+        if trainer.is_last_batch or trainer.global_step % self._every_n_train_steps:
             return
         if not validation_is_due(trainer):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
             return
-        adding_up = trainer.fit_loop._should_accumulate()  # gradients that no checkpoint holds
-        self._after_validation = not adding_up and trainer.global_step % self._every_n_train_steps == 0
+        self._after_validation = not trainer.fit_loop._should_accumulate()  # gradients that no checkpoint holds
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         if self._after_validation and not self._should_skip_saving_checkpoint(trainer):

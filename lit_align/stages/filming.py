@@ -22,7 +22,7 @@ import lightning.pytorch as pl
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_align.data.trajectory import Trajectory
+from lit_align.data.trajectory import ENDED, Trajectory
 from lit_align.errors import UserError
 from lit_align.rollout.callback import Spectator
 
@@ -194,7 +194,7 @@ class Filming(Spectator):
         for stale in films_in(self.folder, parts=True):
             if trainer.ckpt_path is None or stale.suffix == ".part":
                 stale.unlink(missing_ok=True)
-        self.encoder = Encoder(self.folder, float(getattr(data, "fps", 10.0)), self.videos.keep)
+        self.encoder = Encoder(self.folder, data.fps, self.videos.keep)
 
     def on_play(self, trainer: pl.Trainer, trajectories: list[Trajectory], kind: str) -> None:
         """Takes the first episodes, if it is their turn; hands on what is written by now."""
@@ -210,7 +210,7 @@ class Filming(Spectator):
                 self.encoder.submit(self._film(one, kind, iteration, len(shown)), shown)
 
     def _film(self, one: Trajectory, kind: str, iteration: int, shown: int) -> Film:
-        ended = one.outcome or "ended"
+        ended = one.outcome or ENDED
         word = re.sub(r"[^\w.-]+", "_", ended)[:40]
         name = f"{kind}-{iteration:05d}-episode-{one.id:07d}-{word}.mp4"
         caption = f"{kind} {iteration}, episode {one.id}: {ended} after {len(one)} steps"

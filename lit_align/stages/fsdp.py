@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
@@ -23,6 +22,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from torch.optim import Optimizer
 
 from lit_align.errors import UserError
+from lit_align.rollout.together import exchanged
 from lit_align.stages.sharding import like, reshard, spread, whole
 from lit_align.stages.shards import (
     is_shards,
@@ -139,9 +139,8 @@ class FullySharded(ModelParallelStrategy):
     def _checksums(self, folder: Path) -> dict[str, list[int]]:
         """Of all shards; each process reads those that it wrote."""
         mine = checksums(folder, [path.name for path in folder.glob(f"__{self.global_rank}_*")])
-        found: list[Any] = [mine] * self.world_size
-        if self.world_size > 1:
-            torch.distributed.all_gather_object(found, mine)
+        assert self.lightning_module is not None
+        found = exchanged(self.lightning_module.trainer, mine)
         return {name: value for each in found for name, value in each.items()}
 
     def _check(self, content: dict[str, Any], names: set[str]) -> None:

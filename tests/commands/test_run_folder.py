@@ -59,7 +59,7 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used_and_said(tmp_path: Path,
 
 def processes(monkeypatch: Any, chosen: list[str | None]) -> Any:
     """A Trainer whose processes tell each other that."""
-    monkeypatch.setattr("lit_align.stages.checkpoints._of_all", lambda trainer, value: chosen)
+    monkeypatch.setattr("lit_align.stages.checkpoints.exchanged", lambda trainer, value: chosen)
     return SimpleNamespace(strategy=SimpleNamespace(checkpoint_io=AtomicCheckpointIO()), world_size=len(chosen))
 
 

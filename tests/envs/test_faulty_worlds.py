@@ -22,7 +22,6 @@ from lit_align.envs.guard import Guard
 from lit_align.envs.gym import make
 from lit_align.envs.isolate import Isolated, make_world
 from lit_align.envs.jumppads import orphans
-from lit_align.envs.jumppads.engine import SHARED_MEMORY
 from lit_align.errors import UserError
 from lit_align.rollout.sampler import Sampler
 from lit_align.workers import descendants
@@ -287,7 +286,7 @@ def test_an_engine_that_died_with_a_lock_in_its_hands_is_waited_for_no_longer_th
         first, _ = world.reset(seed=3)
         engine = world.unwrapped._engine
         instance = (engine.folder / "instance").read_text().strip()
-        with (SHARED_MEMORY / f"ViZDoomMQCtr{instance}").open("r+b") as file:
+        with (orphans.SHARED_MEMORY / f"ViZDoomMQCtr{instance}").open("r+b") as file:
             file.seek(orphans.AT)
             lock = struct.Struct("=5i")
             assert lock.unpack(file.read(lock.size)) == (0, 0, 0, 0, 128)  # else this is not where the lock lies

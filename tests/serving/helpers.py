@@ -11,6 +11,7 @@ import threading
 from contextlib import contextmanager
 
 import numpy as np
+import torch
 
 from lit_align.serving.server import Server, connections
 from lit_align.serving.service import Limits, Service
@@ -117,3 +118,15 @@ def rgb(step, frame, vector=()):
 def film(seed, steps, size=32):
     """Frames of noise `(steps, size, size, 3)`."""
     return np.random.default_rng(seed).integers(0, 256, (steps, size, size, 3), dtype=np.uint8)
+
+
+def alone(agent, frames, noise, temperature=1.0, top_p=1.0, vectors=None):
+    """Classes `(T, heads)` and log-probabilities `(T,)` of an episode that nothing else is played beside."""
+    cache = agent.new_cache(1)
+    out = []
+    with torch.inference_mode():
+        for t, frame in enumerate(frames):
+            vector = None if vectors is None else torch.from_numpy(vectors[t : t + 1])
+            uniform = torch.from_numpy(noise[t : t + 1])
+            out.append(agent.choose(torch.from_numpy(frame[None]), cache, vector, uniform, temperature, top_p))
+    return np.stack([a[0].numpy() for a, _ in out]), np.array([float(p[0]) for _, p in out])

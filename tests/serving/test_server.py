@@ -21,7 +21,7 @@ from lit_align.serving.client import Client
 from lit_align.serving.protocol import ProtocolError
 from lit_align.serving.service import Limits
 from tests.helpers import LightWorld, tiny_agent
-from tests.serving.helpers import Raw, film, rgb, running
+from tests.serving.helpers import Raw, alone, film, rgb, running
 
 PATIENCE = 30.0
 
@@ -35,14 +35,8 @@ def folder(request, tmp_path):
 def expected(agent, frames, seed, episode=0, world_seed=0, temperature=1.0, top_p=1.0, vectors=None):
     """Classes `(T, heads)` by brute force: an agent of one world, and the noise that docs/serving.md tells."""
     rng = np.random.default_rng(np.random.SeedSequence([seed, episode, world_seed]))
-    cache, out = agent.new_cache(1), []
-    with torch.inference_mode():
-        for t, frame in enumerate(frames):
-            uniform = torch.from_numpy(rng.random((1, len(agent.codec.heads)), np.float32))
-            vector = None if vectors is None else torch.from_numpy(vectors[t : t + 1])
-            actions, _ = agent.choose(torch.from_numpy(frame[None]), cache, vector, uniform, temperature, top_p)
-            out.append(actions[0].numpy())
-    return np.stack(out)
+    noise = np.stack([rng.random(len(agent.codec.heads), np.float32) for _ in frames])
+    return alone(agent, frames, noise, temperature, top_p, vectors)[0]
 
 
 def plays_right(client, agent, seed, steps=8, frames=None):

@@ -8,21 +8,9 @@ import torch
 
 from lit_align.serving.slots import Slots, Step
 from tests.helpers import tiny_agent
-from tests.serving.helpers import film
+from tests.serving.helpers import alone, film
 
 COUNT = 5
-
-
-def alone(agent, frames, noise, temperature=1.0, top_p=1.0, vectors=None):
-    """Classes `(T, heads)` and log-probabilities `(T,)` of an episode that nothing else is played beside."""
-    cache = agent.new_cache(1)
-    out = []
-    with torch.inference_mode():
-        for t, frame in enumerate(frames):
-            vector = None if vectors is None else torch.from_numpy(vectors[t : t + 1])
-            uniform = torch.from_numpy(noise[t : t + 1])
-            out.append(agent.choose(torch.from_numpy(frame[None]), cache, vector, uniform, temperature, top_p))
-    return np.stack([a[0].numpy() for a, _ in out]), np.array([float(p[0]) for _, p in out])
 
 
 @pytest.mark.parametrize("context", [1, 6])

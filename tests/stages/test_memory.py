@@ -23,7 +23,7 @@ from lit_align.stages.memory import LiveStorages, estimate, of_run
 from lit_align.stages.pretrain import Pretrain
 from lit_align.stages.training import TrainConfig
 from tests.helpers import TINY, LightWorld, made_up, record
-from tests.stages.runs import CPU, ROOT, align, inputs, pretrain
+from tests.stages.runs import CPU, ROOT, align, comparisons, inputs, pretrain
 
 SAVING = "--model.train.gradient_checkpointing=true"
 STEP, PROCESS = "memory of one training step (MB)", "of this process (MB)"
@@ -236,10 +236,8 @@ def test_live_storages_are_followed_to_their_end():
 
 def test_other_stages_and_worlds(tmp_path, capsys):
     folder = inputs(tmp_path)
-    compare = [f"--trajectories={folder / 'play'}", f"--out={folder / 'pairs'}", "--comparisons=30"]
-    assert main(["compare", *compare, "--test_comparisons=8", "--rule.name=left", "--rule.ranking=[[left]]"]) == 0
     start = [f"--init_from={folder / 'base' / 'agent'}", f"--out={folder / 'r'}", *CPU]
-    facts = told(["reward", "fit", *start, f"--data.preferences={folder / 'pairs'}"], capsys)
+    facts = told(["reward", "fit", *start, f"--data.preferences={comparisons(folder)}"], capsys)
     assert float(facts[STEP]) > 100
     finetune = ["finetune", "fit", *start, f"--data.trajectories=[{folder / 'play'}]", "--data.batch_size=4"]
     assert float(told(finetune, capsys)[STEP]) > 100

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -438,17 +437,6 @@ def test_other_batches_and_losses_learn_too(folder, tmp_path, more):
     assert max(float(row["val/accuracy"]) for row in found) > 0.75
 
 
-class Stop(pl.Callback):
-    """Ends a run as a crash would, at an optimizer step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer: Any, *_: object) -> None:
-        if trainer.global_step == self.step:
-            raise RuntimeError("pulled the plug")
-
-
 EVERY = ["--checkpoint_every=2", "--model.train.parameters=lora"]
 
 
@@ -470,7 +458,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("step", [8, 15, 17])  # with a checkpoint, at an epoch's border, and between two checkpoints
 def test_a_run_resumes_from_wherever_it_crashed(folder, tmp_path, whole, step):
-    crash = ["--trainer.callbacks+=tests.stages.test_prefer.Stop", f"--trainer.callbacks.step={step}"]
+    crash = ["--trainer.callbacks+=tests.stages.test_resume.Stop", f"--trainer.callbacks.step={step}"]
     with pytest.raises(RuntimeError, match="pulled the plug"):
         main(prefer(folder, tmp_path / "hurt", *EVERY, *crash))
     for place in (folder / "play" / ".cache").glob("reference-*"):
@@ -484,7 +472,7 @@ def test_a_run_resumes_from_wherever_it_crashed(folder, tmp_path, whole, step):
 @pytest.mark.slow
 def test_two_processes_resume_too_and_measure_what_one_would(folder, tmp_path):
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--model.beta=0.5", "--checkpoint_every=2"]
-    crash = ["--trainer.callbacks+=tests.stages.test_prefer.Stop", "--trainer.callbacks.step=9"]
+    crash = ["--trainer.callbacks+=tests.stages.test_resume.Stop", "--trainer.callbacks.step=9"]
     for place in (folder / "play" / ".cache").glob("reference-*"):
         place.unlink()
     # All on the same two processes, which import the libraries once.

@@ -14,7 +14,7 @@ from lit_align.cli import main
 from lit_align.errors import UserError
 from lit_align.models.agent import Agent
 from tests.helpers import tiny_agent
-from tests.stages.runs import CPU, Process, align, assert_same_weights, inputs, pretrain, rows
+from tests.stages.runs import CPU, Process, align, assert_same_weights, comparisons, inputs, pretrain, rows
 
 EPOCHS = 20
 
@@ -122,10 +122,9 @@ def test_a_run_that_died_in_a_validation_inside_an_epoch_validates_again(folder,
 
 
 def test_a_run_that_died_between_its_last_step_and_its_export_exports_all_of_it(folder):
-    compare = [f"--trajectories={folder / 'play'}", f"--out={folder / 'pairs'}", "--comparisons=30"]
-    assert main(["compare", *compare, "--test_comparisons=8", "--rule.name=left", "--rule.ranking=[[left]]"]) == 0
+    pairs = comparisons(folder)
     reward = ["reward", "fit", f"--out={folder / 'r'}", f"--init_from={folder / 'base' / 'agent'}", *CPU]
-    reward += [f"--data.preferences={folder / 'pairs'}", "--trainer.max_epochs=1"]
+    reward += [f"--data.preferences={pairs}", "--trainer.max_epochs=1"]
     assert main(reward) == 0
     left = folder / "r" / "reward_model"
     shutil.move(left, folder / "before")

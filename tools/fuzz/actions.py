@@ -14,8 +14,6 @@ from lit_align.errors import UserError
 from lit_align.spaces import ActionCodec
 from tools.fuzz import _mutate
 
-SECONDS = 10.0
-
 
 def one(rng: random.Random) -> str:
     """A codec that must keep its promises, or a description that must be taken or refused."""

@@ -185,7 +185,7 @@ def _run(pipeline: Pipeline, name: str) -> int:
     )
     progress = Progress(len(one.stages), max(map(len, one.stages)))
     try:
-        code = run_pipeline(one, run_in_tasks, check_verb, can_resume, progress)
+        code = run_pipeline(one, run_in_tasks, check_verb, can_resume, progress, prints)
     finally:
         progress.close()
     # Jobs of other stages ran beside it: what was written is this one's view.

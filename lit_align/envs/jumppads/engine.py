@@ -31,7 +31,6 @@ from lit_align.envs.jumppads.map import build_wad
 from lit_align.envs.jumppads.orphans import release
 
 RESOLUTIONS = ("160x120", "200x150", "320x240", "400x300", "640x480", "800x600")
-SHARED_MEMORY = Path("/dev/shm")
 PROCESSES = Path("/proc")
 START = 60.0
 """Seconds that an engine may take to start, and for a step where nobody says otherwise."""
