@@ -33,7 +33,8 @@ from lit_align.rollout.rewards import check_source
 from lit_align.stages.base import Stage
 from lit_align.stages.checkpoints import AtomicCheckpointIO, RunState, last_checkpoint
 from lit_align.stages.filming import Videos, filming
-from lit_align.stages.preemption import Preemption, slurm_environment
+from lit_align.stages.launched import check_number, slurm_environment
+from lit_align.stages.preemption import Preemption
 
 CLASSES = {
     "pretrain": ("lit_align.stages.pretrain:Pretrain", "lit_align.data.modules:TrajectoryDataModule"),
@@ -196,12 +197,17 @@ class StageCLI(LightningCLI):
         config["plugins"] = [*plugins, AtomicCheckpointIO(), *slurm_environment(plugins)]
         if self.config.dry_run:
             config["callbacks"].append(DryRun())
-            return Trainer(**{**config, "logger": False, "enable_checkpointing": False})
+            config |= {"logger": False, "enable_checkpointing": False}
+            return self._counted(Trainer(**config), plugins)
         if config.get("enable_checkpointing") is not False:
             config["callbacks"] += last_checkpoint(self.folder.checkpoints, self.config.checkpoint_every)
         if config.get("logger") in (None, True):
             config["logger"] = loggers_of(self.config, self.folder, self.checkpoint, self.run_state)
-        return Trainer(**{**config, "default_root_dir": str(self.folder.path)})
+        return self._counted(Trainer(**{**config, "default_root_dir": str(self.folder.path)}), plugins)
+
+    def _counted(self, trainer: Trainer, plugins: list[Any]) -> Trainer:
+        check_number(trainer, plugins)
+        return trainer
 
     def resolved(self) -> str:
         """The configuration as YAML, interpolations resolved; `--config` takes it again."""

@@ -17,12 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.plugins import ClusterEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.plugins.environments import (  # type: ignore[attr-defined]
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
 
 from lit_align import slurm
 from lit_align.errors import Preempted, UserError
@@ -255,23 +250,6 @@ class Preemption(Callback):
     def _end(self, trainer: Trainer, what: str) -> None:
         _log.info(what)
         raise Preempted(what, requeue=self._requeue and not self._requeued, rank=trainer.global_rank)
-
-
-def slurm_environment(plugins: Sequence[Any]) -> list[ClusterEnvironment]:
-    """The plugin for a job's processes, without Lightning's own requeue: its handler saves wherever it finds the run.
-
-    Args:
-        plugins: those of the configuration, one of which may be a cluster environment already.
-    """
-    if any(isinstance(each, ClusterEnvironment) for each in plugins):
-        return []
-    # torchrun may have been started in a job; it alone knows of its processes, whose number Slurm was not told.
-    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
-        return []
-    try:
-        return [SLURMEnvironment(auto_requeue=False)]
-    except RuntimeError as error:  # tasks without `--ntasks-per-node`; what is said says so
-        raise UserError(str(error)) from error
 
 
 def _nothing() -> None:

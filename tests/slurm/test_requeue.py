@@ -19,7 +19,8 @@ from tools.slurm.local_cluster import LocalCluster, Unavailable
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 SCRIPT = ROOT / "tools" / "slurm" / "train.sbatch"
 SECONDS = 900.0
-EPOCHS = {"pretrain": 30, "align": 12}
+EPOCHS = {"pretrain": 60, "align": 12}
+TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ class Job:
 def test_a_job_that_is_signalled_is_requeued_and_ends_with_the_same_weights(cluster, folder, stage, column):
     verb = stage.__name__
     whole, told = folder / f"{verb}_whole", folder / f"{verb}_told"
-    job = Job(cluster, stage(folder, told, EPOCHS[verb]), folder / f"{verb}_told.log")
+    job = Job(cluster, [*stage(folder, told, EPOCHS[verb]), *TWO], folder / f"{verb}_told.log")
     job.wait(lambda: len(rows(told, column)) >= 3 or job.state()["JobState"] != "RUNNING" and told.exists())
     cluster.run("scancel", "--signal=USR1", job.number)  # to the tasks and not to the script, as `sbatch --signal` does
     job.wait(lambda: job.state()["JobState"] == "PENDING")
@@ -79,8 +80,17 @@ def test_a_job_that_is_signalled_is_requeued_and_ends_with_the_same_weights(clus
     job.finish()
     assert job.state()["Restarts"] == "1"
     assert "start 2: lit-align" in job.log.read_text()
-    Job(cluster, stage(folder, whole, EPOCHS[verb]), folder / f"{verb}_whole.log").finish()
+    Job(cluster, [*stage(folder, whole, EPOCHS[verb]), *TWO], folder / f"{verb}_whole.log").finish()
     assert_same_weights(whole / "agent", told / "agent")
     assert rows(told, column) == rows(whole, column)
     assert 0 < before < len(rows(whole, column))
     assert json.loads((told / "run.json").read_text())["state"] == "finished"
+    for run in (told, whole):  # and not two runs of one process each, that write over one another
+        assert json.loads((run / "environment.json").read_text())["processes"] == 2
+
+
+def test_tasks_that_would_each_train_alone_are_refused(cluster, folder):
+    job = Job(cluster, pretrain(folder, folder / "alone"), folder / "alone.log")  # as `--trainer.devices=1`
+    job.wait(lambda: job.state()["JobState"] == "FAILED")
+    assert "srun started 2 processes; expected 1: --trainer.devices is 1" in job.said()
+    assert not (folder / "alone").exists()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -70,6 +71,15 @@ def reward(folder: Path, out: Path, epochs: int = 2) -> list[str]:
 
 def prefer(folder: Path, out: Path, epochs: int = 2) -> list[str]:
     return _on_pairs("prefer", folder, out, epochs)
+
+
+def in_job(monkeypatch: pytest.MonkeyPatch, tasks: int = 1) -> None:
+    """Makes this process the first task of a Slurm job on one node."""
+    facts = {"JOB_ID": "42", "JOB_NAME": "train", "NTASKS": tasks, "NTASKS_PER_NODE": tasks, "NNODES": 1}
+    for name, value in (facts | {"STEP_NUM_TASKS": tasks, "PROCID": 0, "LOCALID": 0, "NODEID": 0}).items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    for name in ("RESTART_COUNT", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "NODELIST"):
+        monkeypatch.delenv(f"SLURM_{name}", raising=False)
 
 
 class Process:

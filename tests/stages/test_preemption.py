@@ -19,7 +19,6 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.fabric.plugins import ClusterEnvironment
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.environments import SLURMEnvironment  # type: ignore[attr-defined]
 
@@ -27,8 +26,8 @@ from lit_align.cli import main
 from lit_align.errors import UserError
 from lit_align.slurm import NOT_REQUEUED, PREEMPTED
 from lit_align.stages.agreement import Agreement
-from lit_align.stages.preemption import Preemption, slurm_environment
-from tests.stages.runs import CPU, ROOT, align, assert_same_weights, inputs, pretrain, rows
+from lit_align.stages.preemption import Preemption
+from tests.stages.runs import CPU, ROOT, align, assert_same_weights, in_job, inputs, pretrain, rows
 
 COLUMNS = ("iteration", "frames", "train/loss", "val/loss")
 
@@ -47,11 +46,7 @@ def job(tmp_path, monkeypatch):
     script.write_text(f'#!/bin/sh\necho "$@" >> {asked}\ntest ! -e {tmp_path}/refuse || {{ echo no >&2; exit 1; }}\n')
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    facts = {"JOB_ID": "42", "JOB_NAME": "train", "NTASKS": "1", "NTASKS_PER_NODE": "1", "NNODES": "1"}
-    for name, value in (facts | {"PROCID": "0", "LOCALID": "0", "NODEID": "0"}).items():
-        monkeypatch.setenv(f"SLURM_{name}", value)
-    for name in ("RESTART_COUNT", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "NODELIST"):
-        monkeypatch.delenv(f"SLURM_{name}", raising=False)
+    in_job(monkeypatch)
     return lambda: asked.read_text().splitlines() if asked.is_file() else []
 
 
@@ -359,20 +354,6 @@ def test_lightnings_own_requeue_and_its_question_before_every_batch_are_off(fold
     assert "_broadcast_sigterm_tensor" in inspect.getsource(_TrainingEpochLoop.advance)
 
 
-def test_torchrun_in_a_job_knows_its_own_processes(job, monkeypatch):
-    (found,) = slurm_environment([])
-    assert isinstance(found, SLURMEnvironment)
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")
-    assert slurm_environment([]) == []  # Lightning takes torchrun's
-    mine = Mine()
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
-    assert slurm_environment([mine]) == []
-
-
-class Mine(SLURMEnvironment, ClusterEnvironment):
-    """A cluster environment of one's own."""
-
-
 def reduced(told: list[list[int]], device: Any, monkeypatch: Any) -> list[list[int]]:
     """What one process is told, whose every asking another one answers with a 1 in the second place."""
 
@@ -437,15 +418,3 @@ def test_two_processes_agree_on_the_batch_though_only_the_second_was_told(tmp_pa
     assert said == ["stopped at optimizer step 7"] * 2
     assert saved_step(tmp_path / "run") == 7
     assert state(tmp_path / "run") == "preempted"
-
-
-@pytest.mark.slow
-def test_torchrun_in_a_job_of_one_task_has_its_two_processes(folder, job):
-    """Slurm was told of one task, and torchrun starts two; Slurm's word would make both of them rank 0."""
-    argv = [*pretrain(folder, folder / "run", epochs=1), "--trainer.devices=2", "--trainer.max_steps=2"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "lit_align"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *argv], capture_output=True, text=True, timeout=600, check=False, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads((folder / "run" / "environment.json").read_text())["processes"] == 2
-    assert state(folder / "run") == "finished"
