@@ -21,9 +21,8 @@ class Mine(SLURMEnvironment, ClusterEnvironment):
 
 
 def in_torchrun(monkeypatch: pytest.MonkeyPatch, processes: int) -> None:
-    for name, value in {"RUN_ID": "any", "RESTART_COUNT": "0", "MAX_RESTARTS": "0"}.items():
-        monkeypatch.setenv(f"TORCHELASTIC_{name}", value)
-    for name, value in {"WORLD_SIZE": processes, "RANK": 0, "LOCAL_RANK": 0, "GROUP_RANK": 0}.items():
+    ranks = {"WORLD_SIZE": processes, "RANK": 0, "LOCAL_RANK": 0, "GROUP_RANK": 0}
+    for name, value in ({f"TORCHELASTIC_{name}": "0" for name in ("RUN_ID", "RESTART_COUNT")} | ranks).items():
         monkeypatch.setenv(name, str(value))
 
 
