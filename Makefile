@@ -40,7 +40,7 @@ test-slurm: $(STAMP)  ## jobs on a real Slurm of one node, requeued and exactly 
 test-wheel: $(STAMP)  ## wheel and sdist, installed into an empty environment; minutes
 	LIT_ALIGN_TEST_WHEEL=1 $(BIN)/python -m pytest tests/packaging
 
-fuzz: $(STAMP)  ## five fuzzers over what comes from outside, SECONDS (300) each
+fuzz: $(STAMP)  ## six fuzzers over what comes from outside, SECONDS (300) each
 	$(BIN)/python -m tools.fuzz --target all --seconds $(SECONDS)
 
 lint: $(STAMP)  ## style, types, and who may import whom

@@ -6,4 +6,4 @@ other exception, a case that takes too long and a process that dies are findings
 a function `one`; it may have a `SECONDS`, the longest that a case may take.
 """
 
-TARGETS = ("config_files", "model_config", "meta", "actions", "protocol")
+TARGETS = ("config_files", "model_config", "meta", "actions", "protocol", "sessions")

@@ -39,15 +39,15 @@ def one(rng: random.Random) -> None:
     data = encode(message)
     if message != decode(data):
         raise AssertionError(f"{message} was read as {decode(data)}")
-    hurt = _hurt(rng, data)
-    read = _tried(lambda: decode(hurt, MAX_SIDE))
+    changed = hurt(rng, data)
+    read = _tried(lambda: decode(changed, MAX_SIDE))
     if isinstance(read, Frame):
         _tried(lambda: pixels_of(read, SIZE))
-    _tried(lambda: decode(_json(rng), MAX_SIDE))
+    _tried(lambda: decode(words(rng), MAX_SIDE))
     action = encode_action(Action(rng.getrandbits(32), -rng.random(), rng.randbytes(rng.randrange(20))))
     decode_answer(action)
-    _tried(lambda: decode_answer(_hurt(rng, action)))
-    _tried(lambda: decode_answer(_json(rng)))
+    _tried(lambda: decode_answer(hurt(rng, action)))
+    _tried(lambda: decode_answer(words(rng)))
 
 
 def _tried(what: object) -> object:
@@ -94,29 +94,30 @@ def _frame(rng: random.Random) -> Frame:
     return Frame(rng.getrandbits(32), encoding, side, side, vector, content)
 
 
-def _hurt(rng: random.Random, data: bytes) -> bytes:
+def hurt(rng: random.Random, data: bytes) -> bytes:
     """Some bytes changed, dropped, doubled or put in; or nothing but noise."""
     if rng.random() < 0.1:
         return rng.randbytes(rng.randrange(300))
-    hurt = bytearray(data)
+    changed = bytearray(data)
     for _ in range(rng.randrange(1, 6)):
-        at = rng.randrange(len(hurt) + 1) if rng.random() < 0.5 else rng.randrange(min(64, len(hurt) + 1))
+        at = rng.randrange(len(changed) + 1) if rng.random() < 0.5 else rng.randrange(min(64, len(changed) + 1))
         piece = rng.choice(
             [
                 rng.randbytes(rng.randrange(5)),
                 struct.pack("<I", rng.choice([0, 1, 2**31, 2**32 - 1])),
-                hurt[at : at + 9],
+                changed[at : at + 9],
             ]
         )
-        hurt[at : at + rng.randrange(6)] = piece
-    return bytes(hurt[: rng.randrange(len(hurt) + 1)] if rng.random() < 0.2 else hurt)
+        changed[at : at + rng.randrange(6)] = piece
+    return bytes(changed[: rng.randrange(len(changed) + 1)] if rng.random() < 0.2 else changed)
 
 
-def _json(rng: random.Random) -> str:
+def words(rng: random.Random) -> str:
+    """A message in JSON, or what looks like one."""
     content = {rng.choice(WORDS): _value(rng, 3) for _ in range(rng.randrange(6))}
     kinds = ["hello", "reset", "stats", "error", "action"]
     text = json.dumps({"type": rng.choice(kinds), "protocol": rng.choice([1, 1, 2, None]), **content})
-    return text if rng.random() < 0.7 else _hurt(rng, text.encode()).decode("utf-8", "replace")
+    return text if rng.random() < 0.7 else hurt(rng, text.encode()).decode("utf-8", "replace")
 
 
 def _value(rng: random.Random, depth: int) -> object:
