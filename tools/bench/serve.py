@@ -3,6 +3,7 @@
 The server is `lit-align serve` in a process of its own, the clients are in another, each sends its next raw 64x64 frame
 when it has its action. `bare_step` is `Agent.choose` in a loop over as many worlds as there are clients, on ready-made
 frames, with as many torch threads. The two take turns, each for as long; the aim is 0.7 of the bare step at 32 clients.
+Then 24 clients are served beside 8 that vanish, send noise or stall in the middle of a frame, and without them in turn.
 Frame to action (p50, p95, p99, in milliseconds) is the clients' time, from before a frame is sent to its answer. Server
 and clients share the machine: on two cores the clients' work is the server's loss.
 """
@@ -17,7 +18,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,13 @@ from lit_align.models.agent import Agent
 from lit_align.spaces import ActionCodec, gamepad_space
 from tools.bench._bench import Bench, Result
 from tools.bench._machine import ROOT
-from tools.bench._peer import Peer
-from tools.bench._race import Timing, from_values, interleave
+from tools.bench._peer import SCRIPTS, Peer
+from tools.bench._race import Case, Timing, from_values, interleave
 from tools.bench._sizes import load_size
 
 BENCH = Bench("serve", "frames/s", __doc__)
 CLIENTS, SECONDS, AIM = (1, 8, 32), 60.0, {32: 0.7}
+GOOD, BAD = 24, 8
 
 
 @contextmanager
@@ -51,6 +54,18 @@ def server(folder: Path, threads: int) -> Iterator[int]:
         finally:
             process.send_signal(signal.SIGTERM)
             process.communicate()
+
+
+@contextmanager
+def vandals(port: int, count: int) -> Iterator[None]:
+    """So many clients that misbehave."""
+    with subprocess.Popen([sys.executable, str(SCRIPTS / "vandals.py"), str(port), str(count)]) as process:
+        try:
+            yield
+            if process.poll() is not None:
+                raise RuntimeError("the clients that were to misbehave have ended")
+        finally:
+            process.kill()
 
 
 @torch.inference_mode()
@@ -97,7 +112,25 @@ def measure(options: argparse.Namespace) -> Result:
                 result.cases[f"{clients} clients"] = from_values(
                     rates.pop("ours"), rates, aim=aim, facts={**facts, "seconds": seconds}
                 )
+            shape = {"clients": GOOD, "size": size, "seconds": seconds}
+            with Peer("games", sys.executable, port=port, threads=1, seed=options.seed, **shape) as games:
+                result.cases[f"{GOOD} clients, {BAD} that misbehave"] = disturbed(games, port, options.repeats)
     return result
+
+
+def disturbed(games: Peer, port: int, repeats: int) -> Case:
+    """Clients beside others that misbehave, and the same clients alone."""
+    told: dict[str, list[dict[str, Any]]] = {"ours": [], "undisturbed": []}
+
+    def turn(who: str) -> Timing:
+        with vandals(port, BAD) if who == "ours" else nullcontext():
+            told[who].append(dict(games()))
+        return told[who][-1]
+
+    turns = interleave({who: partial(turn, who) for who in told}, repeats)
+    rates = {who: [turn["frames"] / turn["wall"] for turn in each] for who, each in turns.items()}
+    facts = {**latency(told["ours"][1:]), "alone": latency(told["undisturbed"][1:])}
+    return from_values(rates.pop("ours"), rates, facts=facts)
 
 
 def latency(turns: list[dict[str, Any]]) -> dict[str, Any]:
