@@ -198,14 +198,13 @@ class StageCLI(LightningCLI):
         if self.config.dry_run:
             config["callbacks"].append(DryRun())
             config |= {"logger": False, "enable_checkpointing": False}
-            return self._counted(Trainer(**config), plugins)
-        if config.get("enable_checkpointing") is not False:
-            config["callbacks"] += last_checkpoint(self.folder.checkpoints, self.config.checkpoint_every)
-        if config.get("logger") in (None, True):
-            config["logger"] = loggers_of(self.config, self.folder, self.checkpoint, self.run_state)
-        return self._counted(Trainer(**{**config, "default_root_dir": str(self.folder.path)}), plugins)
-
-    def _counted(self, trainer: Trainer, plugins: list[Any]) -> Trainer:
+        else:
+            if config.get("enable_checkpointing") is not False:
+                config["callbacks"] += last_checkpoint(self.folder.checkpoints, self.config.checkpoint_every)
+            if config.get("logger") in (None, True):
+                config["logger"] = loggers_of(self.config, self.folder, self.checkpoint, self.run_state)
+            config["default_root_dir"] = str(self.folder.path)
+        trainer = Trainer(**config)
         check_number(trainer, plugins)
         return trainer
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from lit_align.data.described import AGAIN, FLOATING, INTEGER, check_columns, read_described, readable, text
 from lit_align.errors import UserError
+from lit_align.files import beside, put_folder
 from lit_align.hub import fetch, is_id
 
 SCHEMA = 1
@@ -94,9 +94,8 @@ def write_preferences(
     target = Path(folder)
     if target.exists() and any(target.iterdir()):
         raise UserError(f"'{folder}' is not empty; preferences are written to a new folder: name another or remove it")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-        aside = Path(scratch) / target.name
+    with beside(target) as scratch:
+        aside = scratch / target.name
         (aside / "data").mkdir(parents=True)
         name = Path(meta.trajectories).name
         meta.trajectories = os.path.relpath(meta.trajectories, target)
@@ -116,9 +115,7 @@ def write_preferences(
             pq.write_table(table, aside / "data" / f"{split}-00000.parquet")
             meta.counts[split] = count
         (aside / "meta.json").write_text(json.dumps(asdict(meta), indent=2) + "\n")
-        if target.exists():
-            target.rmdir()
-        aside.rename(target)
+        put_folder(aside, target)
 
 
 def compared(folder: str | Path, meta: PreferenceMeta) -> str:

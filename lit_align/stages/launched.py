@@ -50,15 +50,15 @@ def check_number(trainer: Trainer, plugins: Sequence[Any]) -> None:
         return
     expected = trainer.num_devices * trainer.num_nodes
     if TorchElasticEnvironment.detect():
-        who, started = "torchrun started", int(os.environ["WORLD_SIZE"])
-    elif SLURMEnvironment.detect():
-        who, started = "srun started", int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
-    else:
+        started, who = int(os.environ["WORLD_SIZE"]), "torchrun started"
+    elif not SLURMEnvironment.detect():
         return
+    elif "SLURM_STEP_NUM_TASKS" in os.environ:
+        started, who = int(os.environ["SLURM_STEP_NUM_TASKS"]), "srun started"
+    else:
+        started, who = 1, "this Slurm job was started without srun, which makes"
     if started == expected:
         return
-    if who.startswith("srun") and "SLURM_STEP_NUM_TASKS" not in os.environ:
-        who = "this Slurm job was started without srun, which makes"
     mend = (
         f"start {trainer.num_devices} on each of {trainer.num_nodes} nodes (`srun --ntasks-per-node`, `torchrun "
         "--nproc-per-node`), or say what was started: --trainer.devices (processes of a node) and --trainer.num_nodes"

@@ -17,8 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,48 +92,40 @@ def measure(options: argparse.Namespace) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         agent.save(Path(folder) / "agent")
         with server(Path(folder) / "agent", options.threads) as port:
-            for clients in CLIENTS:
-                told: list[dict[str, Any]] = []
+
+            def games(clients: int) -> Peer:
                 shape = {"clients": clients, "size": size, "seconds": seconds}
-                with Peer("games", sys.executable, port=port, threads=1, seed=options.seed, **shape) as games:
+                return Peer("games", sys.executable, port=port, threads=1, seed=options.seed, **shape)
 
-                    def serve(games: Peer = games, told: list[dict[str, Any]] = told) -> Timing:
-                        told.append(dict(games()))
-                        return told[-1]
-
-                    def step(clients: int = clients) -> Timing:
-                        return bare(agent, clients, seconds)
-
-                    turns = interleave({"ours": serve, "bare_step": step}, options.repeats)
-                rates = {who: [turn["frames"] / turn["wall"] for turn in each] for who, each in turns.items()}
+            for clients in CLIENTS:
+                with games(clients) as served:
+                    step = partial(bare, agent, clients, seconds)
+                    turns = interleave({"ours": served, "bare_step": step}, options.repeats)
+                facts = latency(turns["ours"]) | {
+                    "client_cpu_s": [round(turn["cpu"], 3) for turn in turns["ours"]],
+                    "seconds": seconds,
+                }
                 aim = {"bare_step": AIM[clients]} if clients in AIM else {}
-                facts = latency(told[1:])
-                facts["client_cpu_s"] = [round(turn["cpu"], 3) for turn in turns["ours"]]
-                result.cases[f"{clients} clients"] = from_values(
-                    rates.pop("ours"), rates, aim=aim, facts={**facts, "seconds": seconds}
-                )
-            shape = {"clients": GOOD, "size": size, "seconds": seconds}
-            with Peer("games", sys.executable, port=port, threads=1, seed=options.seed, **shape) as games:
-                result.cases[f"{GOOD} clients, {BAD} that misbehave"] = disturbed(games, port, options.repeats)
+                result.cases[f"{clients} clients"] = rates(turns, aim=aim, facts=facts)
+            with games(GOOD) as served:
+
+                def disturbed() -> Timing:
+                    with vandals(port, BAD):
+                        return served()
+
+                turns = interleave({"ours": disturbed, "undisturbed": served}, options.repeats)
+            facts = latency(turns["ours"]) | {"alone": latency(turns["undisturbed"]), "seconds": seconds}
+            result.cases[f"{GOOD} clients, {BAD} that misbehave"] = rates(turns, facts=facts)
     return result
 
 
-def disturbed(games: Peer, port: int, repeats: int) -> Case:
-    """Clients beside others that misbehave, and the same clients alone."""
-    told: dict[str, list[dict[str, Any]]] = {"ours": [], "undisturbed": []}
-
-    def turn(who: str) -> Timing:
-        with vandals(port, BAD) if who == "ours" else nullcontext():
-            told[who].append(dict(games()))
-        return told[who][-1]
-
-    turns = interleave({who: partial(turn, who) for who in told}, repeats)
-    rates = {who: [turn["frames"] / turn["wall"] for turn in each] for who, each in turns.items()}
-    facts = {**latency(told["ours"][1:]), "alone": latency(told["undisturbed"][1:])}
-    return from_values(rates.pop("ours"), rates, facts=facts)
+def rates(turns: dict[str, list[Timing]], **rest: Any) -> Case:
+    """Frames a second, ours beside another's."""
+    values = {who: [turn["frames"] / turn["wall"] for turn in each] for who, each in turns.items()}
+    return from_values(values.pop("ours"), values, **rest)
 
 
-def latency(turns: list[dict[str, Any]]) -> dict[str, Any]:
+def latency(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Milliseconds from frame to action over all turns, and how evenly the clients were served."""
     taken = 1000 * np.concatenate([turn["taken"] for turn in turns])
     p50, p95, p99 = (round(float(np.percentile(taken, q)), 3) for q in (50, 95, 99))

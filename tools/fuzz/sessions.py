@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -66,53 +67,50 @@ class Script:
 
 
 class Served:
-    """A service, and what its good client hears when it is alone."""
+    """A service on a loop of its own.
+
+    Attributes:
+        alone: What the good client hears where no other is.
+    """
 
     def __init__(self) -> None:
         torch.manual_seed(0)
         torch.set_num_threads(1)
         config = BackboneConfig(image_size=SIZE, channels=4, blocks=0, width=32, layers=1, heads=2, context=4)
-        agent = Agent(config, ActionCodec(gamepad_space()))
-        self.service = Service(agent, "fuzzed", Limits(clients=CLIENTS, frame=2 * SIZE))
+        self._agent = Agent(config, ActionCodec(gamepad_space()))
         rng = random.Random(0)
         frames = [encode(Frame(step, 1, SIZE, SIZE, NO_VECTOR, rng.randbytes(3 * SIZE**2))) for step in range(6)]
-        self.good = [encode(Hello(seed=7, answer="classes")), *frames]
+        self._good = [encode(Hello(seed=7, answer="classes")), *frames]
+        self._loop = asyncio.new_event_loop()
+        self.service = self._loop.run_until_complete(self._start())
+        self.alone = self.heard_beside([])
 
-    async def talk(self, script: Script) -> list[dict[str, Any] | Action]:
-        """One conversation, to its end."""
-        session = Session(self.service, script)
-        self.service.sessions.add(session)
-        try:
-            await session.run()
-        finally:
-            self.service.sessions.discard(session)
-        return script.heard
+    async def _start(self) -> Service:
+        return Service(self._agent, "fuzzed", Limits(clients=CLIENTS, frame=2 * SIZE))
+
+    def heard_beside(self, others: Sequence[Script]) -> list[dict[str, Any] | Action]:
+        """What the good client hears while others talk too."""
+        good = Script(self._good)
+        self._loop.run_until_complete(self._talk([good, *others]))
+        return good.heard
+
+    async def _talk(self, scripts: Sequence[Script]) -> None:
+        await asyncio.gather(*(Session(self.service, script).run() for script in scripts))
 
 
-_RUNNING: list[tuple[asyncio.AbstractEventLoop, Served, list[Any]]] = []
+@cache
+def _served() -> Served:
+    return Served()
 
 
 def one(rng: random.Random) -> None:
     """One case: raises only where something is wrong."""
-    if not _RUNNING:
-        loop = asyncio.new_event_loop()
-        served = loop.run_until_complete(_begin())
-        _RUNNING.append((loop, served, loop.run_until_complete(served.talk(Script(served.good)))))
-    loop, served, alone = _RUNNING[0]
-    bad = [Script(_conversation(rng), rng.random() < 0.3) for _ in range(CLIENTS - 1)]
-    first, *_ = loop.run_until_complete(_together(served, [Script(served.good), *bad]))
-    if len(first) != len(alone) or not all(map(_same, first, alone)):
-        raise AssertionError(f"the good client heard {first[1:]}; alone it hears {alone[1:]}")
+    served = _served()
+    heard = served.heard_beside([Script(_conversation(rng), rng.random() < 0.3) for _ in range(CLIENTS - 1)])
+    if len(heard) != len(served.alone) or not all(map(_same, heard, served.alone)):
+        raise AssertionError(f"the good client heard {heard[1:]}; alone it hears {served.alone[1:]}")
     if served.service.stats()["clients"]["now"]:
         raise AssertionError("a client that is gone is still counted")
-
-
-async def _begin() -> Served:
-    return Served()
-
-
-async def _together(served: Served, scripts: Sequence[Script]) -> list[Any]:
-    return await asyncio.gather(*(served.talk(script) for script in scripts))
 
 
 def _same(one: dict[str, Any] | Action, other: dict[str, Any] | Action) -> bool:

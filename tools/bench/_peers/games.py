@@ -17,6 +17,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from serve import serve, settings
 
+HANDSHAKE = (
+    b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
 HELLO = b'{"type": "hello", "protocol": 1}'
 
 
@@ -27,22 +31,24 @@ def masked(opcode: int, payload: bytes) -> bytearray:
     return bytearray(bytes([0x80 | opcode]) + length + bytes(4) + payload)
 
 
+def frame_of(size: int) -> bytearray:
+    """A raw frame of noise, of step 0, in its WebSocket frame."""
+    return masked(2, b"\x01\x01" + bytes(6) + size.to_bytes(2, "little") * 2 + os.urandom(3 * size * size))
+
+
 class Game(asyncio.Protocol):
     """One client: a frame, its answer, the next frame."""
 
     def __init__(self, size: int, taken: list[float], over: float) -> None:
         self.taken, self.over = taken, over
-        header = b"\x01\x01" + bytes(6) + size.to_bytes(2, "little") * 2
-        self.frame = masked(2, header + os.urandom(3 * size * size))
+        self.frame = frame_of(size)
         self.place = len(self.frame) - 3 * size * size - 8
         self.buffer, self.step, self.state = b"", 0, "handshake"
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
-        key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
-        upgrade = "Host: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        transport.write(f"GET / HTTP/1.1\r\n{upgrade}{key}\r\n".encode())
+        transport.write(HANDSHAKE)
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data

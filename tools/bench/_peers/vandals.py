@@ -12,13 +12,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from games import HELLO, masked
+from games import HANDSHAKE, HELLO, frame_of, masked
 
 PAUSE = 0.2
-SHAKE = (
-    b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-)
 
 
 async def vandal(port: int, kind: int) -> None:
@@ -26,12 +22,12 @@ async def vandal(port: int, kind: int) -> None:
     while True:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(SHAKE)
+            writer.write(HANDSHAKE)
             await reader.readuntil(b"\r\n\r\n")
             writer.write(masked(1, HELLO))
             await reader.read(1 << 16)
-            frame = masked(2, b"\x01\x01" + bytes(6) + (64).to_bytes(2, "little") * 2 + os.urandom(3 * 64 * 64))
-            writer.write(frame[: len(frame) // 2] if kind != 1 else masked(2, os.urandom(2000)) + os.urandom(2000))
+            frame = frame_of(64)
+            writer.write(masked(2, os.urandom(2000)) + os.urandom(2000) if kind == 1 else frame[: len(frame) // 2])
             if kind == 2:
                 while await reader.read(1 << 16):
                     pass
