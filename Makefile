@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SECONDS ?= 300
+WORKERS ?= 2
 BENCHES = $(filter-out __init__ __main__,$(basename $(notdir $(wildcard tools/bench/[a-z]*.py))))
 
 .PHONY: help setup quickstart smoke test test-fast test-faults test-slurm test-wheel fuzz lint bench docs clean
@@ -26,10 +27,10 @@ smoke: $(STAMP)  ## the same pipeline, tiny, under three minutes
 	$(BIN)/lit-align pipeline --config configs/jumppads/smoke.yaml
 
 test: lint  ## style, types, layers, then all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-fast: $(STAMP)  ## all tests that take seconds
-	$(BIN)/python -m pytest -m "not slow and not faults and not slurm"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not faults and not slurm"
 
 test-faults: $(STAMP)  ## every stage on every strategy, and what kills and hurts runs; minutes
 	$(BIN)/python -m pytest -m faults

@@ -131,14 +131,16 @@ def test_engines_started_at_the_same_moment_do_not_meet() -> None:
         assert child.returncode == 0, errors.decode()
 
 
-def test_where_programs_cannot_be_run_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_programs_cannot_be_run_the_error_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     real = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.X_OK and real(path, mode))
-    before = set(Path(tempfile.gettempdir()).glob("lit-align-island-*"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     env = make(ISLAND)
     with pytest.raises(WorldFailed, match="TMPDIR"):
         env.reset(seed=0)
-    assert set(Path(tempfile.gettempdir()).glob("lit-align-island-*")) <= before
+    assert not list(tmp_path.iterdir())
 
 
 def test_registering_the_island_imports_no_engine_and_no_torch() -> None:

@@ -211,12 +211,19 @@ world.step(world.action_space.sample())
         parent.kill()
 
 
+def engines_of(parent: int) -> dict[int, str]:
+    """The engines below a process: their ids, and the instances by which their shared memory is named."""
+    told = {pid: Path(f"/proc/{pid}/cmdline").read_text().split("\0") for pid in descendants(parent)}
+    name = "+viz_instance_id"
+    return {pid: words[words.index(name) + 1] for pid, words in told.items() if name in words}
+
+
 @needs_linux
 def test_an_isolated_island_shows_the_same_frames_and_its_engine_dies_with_its_process():
     args = {"size": 32, "max_steps": 20}
     plain, apart = make(ISLAND, **args), make_world(ISLAND, args, isolate=True)
     assert isinstance(apart, Isolated)
-    before = set(os.listdir("/dev/shm"))
+    instances: list[str] = []
     try:
         assert (apart.observation_space, apart.action_space) == (plain.observation_space, plain.action_space)
         assert apart.max_steps == 20
@@ -232,17 +239,21 @@ def test_an_isolated_island_shows_the_same_frames_and_its_engine_dies_with_its_p
                 np.testing.assert_array_equal(info.pop("position"), other.pop("position"))
                 assert (rest, info) == (same, other)
         assert apart.pid is not None
-        engines = [p for p in descendants(apart.pid) if b"viz_instance_id" in Path(f"/proc/{p}/cmdline").read_bytes()]
+        engines = engines_of(apart.pid)
         assert len(engines) == 1
+        assert all(shared(instance) for instance in engines.values())
+        instances += engines.values()
         os.kill(apart.pid, signal.SIGKILL)
         with pytest.raises(WorldFailed, match="killed by SIGKILL"):
             apart.step(plain.action_space.sample())
-        assert wait_for(lambda: not alive(engines[0]))
+        assert wait_for(lambda: not any(map(alive, engines)))
         np.testing.assert_array_equal(apart.reset(seed=3)[0], plain.reset(seed=3)[0])
+        instances += engines_of(apart.pid).values()
     finally:
         plain.close()
         apart.close()
-    assert wait_for(lambda: not [name for name in set(os.listdir("/dev/shm")) - before if name.startswith("ViZDoom")])
+    assert len(instances) == 2
+    assert wait_for(lambda: not any(map(shared, instances)))
 
 
 def test_what_cannot_be_made_or_cannot_keep_time_is_told_before_play():
