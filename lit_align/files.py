@@ -82,6 +82,13 @@ def put_folder(made: Path, target: Path) -> None:
     os.replace(made, target)
 
 
+def replace_folder(made: Path, target: Path) -> None:
+    """Moves a folder that was made `beside` its target into its place; what was there ends with the scratch folder."""
+    if target.exists():
+        os.replace(target, made.with_name(f"{made.name}.old"))
+    os.replace(made, target)
+
+
 def read_yaml(path: str | Path) -> Any:
     """The content of a YAML file, small enough that others may read it too: aliases may stand for billions of values.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -14,6 +12,7 @@ from lit_align.evaluation import page, paper, prose, results, sections
 from lit_align.evaluation.gather import MARK, Gathered, gather
 from lit_align.evaluation.pictures import FILMS_EACH, choose_films, copy_films, draw_all, failures, pair_films
 from lit_align.evaluation.results import AgentResult
+from lit_align.files import beside, replace_folder
 
 LEFT_BY_PIPELINE = ("log.txt", "headline.txt")
 
@@ -40,25 +39,20 @@ def build_report(run_folder: Path, out: Path) -> Path:
             f"found nothing to report in {run_folder}; expected the folder of a pipeline, such as outputs/quickstart, "
             "in which each stage has a folder with its results.json, metrics.csv or reward_model/"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        results.write(found.results, aside / "results.json")
-        drawn = draw_all(found, aside)
+    with beside(out) as scratch:
+        made = scratch / "report"
+        made.mkdir()
+        results.write(found.results, made / "results.json")
+        drawn = draw_all(found, made)
         for name in found.films:
             chosen = {one.file: one for one in [*choose_films(found.films[name]), *failures(found.films[name])]}
-            copy_films(list(chosen.values()), found.film_folders[name], aside / "videos" / name)
+            copy_films(list(chosen.values()), found.film_folders[name], made / "videos" / name)
         for stage in found.paired:
             chosen_pairs = [one for one, _ in pair_films(found, stage)[:FILMS_EACH]]
-            copy_films(chosen_pairs, found.paired_folders[stage], aside / "videos" / f"paired-{stage}")
-        (aside / "index.html").write_text(_page(found, drawn), encoding="utf-8")
-        (aside / MARK).write_text("made by lit-align report, which replaces this folder\n")
-        aside.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        aside.rename(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+            copy_films(chosen_pairs, found.paired_folders[stage], made / "videos" / f"paired-{stage}")
+        (made / "index.html").write_text(_page(found, drawn), encoding="utf-8")
+        (made / MARK).write_text("made by lit-align report, which replaces this folder\n")
+        replace_folder(made, out)
     return out / "index.html"
 
 

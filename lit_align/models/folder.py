@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from torch import nn
 
 from lit_align import hub
 from lit_align.errors import UserError, did_you_mean, shortly
+from lit_align.files import beside, replace_folder
 from lit_align.models.room import sketch
 
 SCHEMA = 1
@@ -41,25 +39,16 @@ OPTIONAL = {"policy", "info"}
 def save_folder(folder: str | Path, content: dict[str, Any], module: nn.Module) -> None:
     """Writes a model's folder aside and moves it into place, so that a reader never meets half of one."""
     target = Path(folder)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    with beside(target) as scratch:
+        made = scratch / "model"
+        made.mkdir()
         save_file(
             {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()},
-            aside / WEIGHTS,
+            made / WEIGHTS,
             metadata={"format": "pt"},
         )
-        (aside / CONFIG).write_text(json.dumps({"schema": SCHEMA, **content}, indent=2) + "\n")
-        aside.chmod(0o755)
-        if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-            os.replace(target, old / target.name)
-            os.replace(aside, target)
-            shutil.rmtree(old)
-        else:
-            os.replace(aside, target)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        (made / CONFIG).write_text(json.dumps({"schema": SCHEMA, **content}, indent=2) + "\n")
+        replace_folder(made, target)
 
 
 def read_config(folder: str | Path, kind: str | None = None) -> dict[str, Any]:

@@ -149,3 +149,13 @@ def test_what_the_page_shows_runs(tmp_path, monkeypatch, capsys):
     assert outcome in ("left", "right")
     assert np.isfinite(float(score))
     assert shape == "(51,)"
+
+
+def test_saved_again_the_new_model_is_there_alone(tmp_path):
+    for seed in (1, 2):
+        tiny_agent(seed).save(tmp_path / "agent")
+        (tmp_path / "agent" / f"{seed}.txt").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["agent"]
+    assert sorted(path.name for path in (tmp_path / "agent").iterdir()) == ["2.txt", "config.json", "model.safetensors"]
+    loaded, saved = Agent.load(tmp_path / "agent").state_dict(), tiny_agent(2).state_dict()
+    assert all(torch.equal(loaded[name], saved[name]) for name in saved)
