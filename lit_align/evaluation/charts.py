@@ -130,7 +130,7 @@ def reward_accuracy(
         )  # fmt: skip
         if with_paper:
             note = "Faint: the paper's mean and range."
-            fig.text(1 - 0.15 / wide, 1 - 0.14 / high, note, color=theme.muted, fontsize=8.5, va="top", ha="right")
+            fig.text(0.62 / wide, 1 - 0.32 / high, note, color=theme.muted, fontsize=8.5, va="top")
         return style.save(fig, path)
 
 
@@ -139,6 +139,7 @@ def _accuracy_panel(
 ) -> None:
     style.tidy(ax, theme)
     ax.set_xscale("log")
+    ends: list[float] = []
     for start, (label, colour, marker) in START_LOOKS.items():
         if with_paper:
             curve = paper.REWARD_ACCURACY[start]
@@ -159,8 +160,12 @@ def _accuracy_panel(
         )
         # To the right of the last point while there is room, above it otherwise.
         late = math.log(xs[-1] / min(sizes)) > 0.55 * math.log(max(sizes) / min(sizes)) if len(sizes) > 1 else False
+        down = 13 * sum(
+            abs(values[-1] - end) < 8 for end in ends
+        )  # curves that end together are told one below the other
+        ends.append(values[-1])
         ax.annotate(
-            f"{label}, {values[-1]:.0f} %", (xs[-1], values[-1]), xytext=(-2, -11) if late else (9, -1),
+            f"{label}, {values[-1]:.0f} %", (xs[-1], values[-1]), xytext=(-2, -11 - down) if late else (9, -1 - down),
             textcoords="offset points", color=colour, fontsize=9, weight="bold", va="center",
             ha="right" if late else "left", path_effects=[withStroke(linewidth=3, foreground=theme.page)], zorder=5,
         )  # fmt: skip
