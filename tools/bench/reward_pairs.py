@@ -4,8 +4,8 @@ The reward net is imitation's own on both sides, its module and its first weight
 steps) and a CNN on 64x64 pixels (16 steps). Theirs: an epoch of `BasicRewardTrainer.train`, 64 comparisons in a batch
 of vectors, 32 in one of pixels. Ours: `lit-align reward fit` around the same net, its loss, its batches from disk,
 AdamW under the Trainer with its callbacks and its logger. `disjoint`: no two comparisons share a fragment, so that both
-sides score the same fragments in steps of as many comparisons; for the CNN ours adds up the gradients of 16 batches of
-2 for a step, since few frames at a time stay in a processor's cache (the peer scores one fragment at a time). `shared`:
+sides score the same fragments in steps of as many comparisons; for the CNN ours adds up the gradients of 32 batches of
+one for a step, since few frames at a time stay in a processor's cache (the peer scores one fragment at a time). `shared`:
 10,000 comparisons among 1,000 fragments; ours scores each fragment of a batch once and uses all comparisons among them
 (`data.batch: trajectories`), a larger batch than theirs, and fewer of them in an epoch. Nothing is written unless both
 losses of the same weights on the same comparisons, ties among them, agree to 1e-5.
@@ -81,7 +81,7 @@ STRIDED = {"stride": 2, "padding": 1}
 """The default of imitation's CNN is two convolutions of stride 1: 41 million multiplications a frame."""
 CASES = {
     "MLP, disjoint": Fragments(50, False, 1920, 960, False, 200, 10, 10.0, {}, batch=64),
-    "CNN, disjoint": Fragments(16, True, 384, 192, False, 4, 3, 1.0, STRIDED, accumulate=16),
+    "CNN, disjoint": Fragments(16, True, 384, 192, False, 4, 3, 1.0, STRIDED, accumulate=32),
     "CNN, shared": Fragments(16, True, 1000, 10_000, True, 2, 3, 3.0, STRIDED),
 }
 QUICK = {
