@@ -84,9 +84,15 @@ def put_folder(made: Path, target: Path) -> None:
 
 def replace_folder(made: Path, target: Path) -> None:
     """Moves a folder that was made `beside` its target into its place; what was there ends with the scratch folder."""
-    if target.exists():
-        os.replace(target, made.with_name(f"{made.name}.old"))
-    os.replace(made, target)
+    old = made.with_name(f"{made.name}.old")
+    try:
+        if target.exists():
+            os.replace(target, old)
+        os.replace(made, target)
+    except BaseException:  # else what was there would end with the scratch folder too
+        if old.exists() and not target.exists():
+            os.replace(old, target)
+        raise
 
 
 def read_yaml(path: str | Path) -> Any:

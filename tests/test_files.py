@@ -58,3 +58,12 @@ def test_other_yaml_is_read(tmp_path):
     content = files.read_yaml(path)
     assert len(content["a3"][7][7][7]) == 8
     assert content["c"] == {"d": 1}
+
+
+def test_what_was_there_stays_where_the_new_folder_cannot_take_its_place(tmp_path):
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "kept").touch()
+    with pytest.raises(FileNotFoundError), files.beside(target) as scratch:
+        files.replace_folder(scratch / "never made", target)
+    assert [path.name for path in tmp_path.rglob("*")] == ["target", "kept"]

@@ -5,7 +5,7 @@ steps) and a CNN on 64x64 pixels (16 steps). Theirs: an epoch of `BasicRewardTra
 of vectors, 32 in one of pixels. Ours: `lit-align reward fit` around the same net, its loss, its batches from disk,
 AdamW under the Trainer with its callbacks and its logger. `disjoint`: no two comparisons share a fragment, so that both
 sides score the same fragments in steps of as many comparisons; for the CNN ours adds up the gradients of 32 batches of
-one for a step, since few frames at a time stay in the cache (the peer scores one fragment at a time). `shared`:
+one for a step, since small arrays cost less memory traffic (the peer scores one fragment at a time). `shared`:
 10,000 comparisons among 1,000 fragments; ours scores each fragment of a batch once and uses all comparisons among them
 (`data.batch: trajectories`), a larger batch than theirs, and fewer of them in an epoch. Nothing is written unless both
 losses of the same weights on the same comparisons, ties among them, agree to 1e-5.

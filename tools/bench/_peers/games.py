@@ -59,7 +59,7 @@ class Game:
         self.data, self.step, self.sent = b"", 0, 0.0
         self.socket.sendall(HANDSHAKE)
         while not self.data.endswith(b"\r\n\r\n"):  # the server says no more until it is greeted
-            self.data += self.socket.recv(1 << 16)
+            self.data += self.received()
         assert self.data.startswith(b"HTTP/1.1 101"), self.data
         self.data = b""
         self.socket.sendall(masked(1, HELLO))
@@ -67,12 +67,18 @@ class Game:
             pass
         assert b'"welcome"' in welcome[:30], welcome
 
+    def received(self) -> bytes:
+        """What has come."""
+        data = self.socket.recv(1 << 16)
+        assert data, f"the server has closed the connection after {self.data!r}"
+        return data
+
     def heard(self) -> bytes | None:
         """The answer, if it is whole with what has just come; there is one to every message."""
-        new = self.socket.recv(1 << 16)
-        assert new, "the server has closed the connection"
-        answer = payload_of(self.data + new)
-        self.data = b"" if answer is not None else self.data + new
+        self.data += self.received()
+        answer = payload_of(self.data)
+        if answer is not None:
+            self.data = b""
         return answer
 
     def play(self) -> None:
