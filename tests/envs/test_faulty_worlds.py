@@ -11,6 +11,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -132,7 +133,7 @@ class Script(LightWorld):
 
 def test_restarts_come_at_once_then_ever_later_and_a_world_that_restarts_itself_is_believed_once(monkeypatch):
     slept: list[float] = []
-    monkeypatch.setattr("lit_align.envs.guard.time.sleep", slept.append)
+    monkeypatch.setattr("lit_align.envs.guard.time", SimpleNamespace(sleep=slept.append))
     script: list[Exception | None] = [WorldFailed("a"), WorldFailed("b"), ValueError("c"), KeyError("d")]
     Script.made = 0
     guard = Guard(lambda: Script(script), 7, backoff=1.0)
@@ -155,7 +156,7 @@ def test_restarts_come_at_once_then_ever_later_and_a_world_that_restarts_itself_
 
 def test_backoff_has_an_end(monkeypatch):
     slept: list[float] = []
-    monkeypatch.setattr("lit_align.envs.guard.time.sleep", slept.append)
+    monkeypatch.setattr("lit_align.envs.guard.time", SimpleNamespace(sleep=slept.append))
     guard = Guard(lambda: Script([ValueError("x")]))
     for _ in range(12):
         guard.reset(seed=1)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,15 @@ def display(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def press(*keys: int) -> None:
     for key in keys:
         pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=key))
+
+
+def clockwork(
+    monkeypatch: pytest.MonkeyPatch,
+    sleep: Callable[[float], None],
+    monotonic: Callable[[], float] = time.monotonic,
+) -> None:
+    """Gives the window a clock of its own: `time.sleep` itself is everybody's, threads of other tests sleep too."""
+    monkeypatch.setattr(window, "time", SimpleNamespace(sleep=sleep, monotonic=monotonic))
 
 
 class Shown(Window):
@@ -147,7 +158,7 @@ def test_space_pauses_until_it_is_pressed_again(monkeypatch: pytest.MonkeyPatch)
             if len(slept) > 30:
                 press(pygame.K_SPACE)
 
-    monkeypatch.setattr(window.time, "sleep", sleep)
+    clockwork(monkeypatch, sleep)
     screen = Shown(lambda _, step: press(pygame.K_SPACE) if (step.episode, step.number) == (0, 2) else None)
     watch(screen, 1)
     assert len(slept) > 30
@@ -162,7 +173,7 @@ def test_n_shows_one_step_while_paused(monkeypatch: pytest.MonkeyPatch) -> None:
             waited.append(screen.steps[-1])
             press(pygame.K_n if screen.steps[-1][1] < 4 else pygame.K_SPACE)
 
-    monkeypatch.setattr(window.time, "sleep", sleep)
+    clockwork(monkeypatch, sleep)
     screen = Shown(lambda _, step: press(pygame.K_SPACE) if step.number == 1 else None)
     watch(screen, 1)
     assert waited == [(0, 1), (0, 2), (0, 3), (0, 4)]
@@ -202,8 +213,11 @@ def test_a_window_that_is_made_larger_is_painted_larger() -> None:
 def test_it_keeps_the_pace_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock of its own: the time that choosing takes is part of a step, not added to it."""
     clock = [100.0]
-    monkeypatch.setattr(window.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(window.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + max(seconds, 1e-4)))
+
+    def sleep(seconds: float) -> None:
+        clock[0] += max(seconds, 1e-4)
+
+    clockwork(monkeypatch, sleep, lambda: clock[0])
     at: list[float] = []
 
     def hands(_: Shown, step: Step) -> None:
