@@ -1,16 +1,19 @@
 """The thread in which the agent acts: each step takes the frames that came during the step before.
 
 A step of twice as many frames costs far less than twice as much, so it pays to wait a moment for clients that were
-answered just now and are about to send their next frame; games that take their time are not waited for (`Window`).
+answered just now and are about to send their next frame; games that take their time are not waited for (`Pace`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,40 +24,47 @@ _log = logging.getLogger("lit_align.serving")
 
 Answer = tuple[NDArray[np.uint8], float]
 """Classes `(heads,)` and their joint log-probability."""
-_Waiting = list[tuple[Step, asyncio.Future[Answer]]]
+_Batch = list[tuple[Step, asyncio.Future[Answer]]]
 
-SHORTEST, LONGEST = 2e-4, 0.02
-"""Seconds that a step waits at least, where somebody is missing at all, and at most."""
+LONGEST = 0.02
+"""Seconds that a step waits at most."""
 
 
-class Window:
-    """How long a step waits for the clients of the last two steps: longer where they came, shorter where they did not.
+class Pace:
+    """How soon each client sends its next frame, and so who is worth a wait: those whose turn is shorter than a step.
 
-    A lone client is never waited for, and those that take their time cost `SHORTEST`.
+    Times are of one clock, in seconds; clients are told by their slots.
     """
 
     def __init__(self) -> None:
-        self.seconds = SHORTEST
-        self._steps: list[frozenset[int]] = [frozenset(), frozenset()]
-        self._longest = SHORTEST
+        self._answered: dict[int, float] = {}  # when, of those whose next frame is not here
+        self._took: dict[int, float] = {}
+        self._step = 0.0
 
-    def missing(self, here: frozenset[int]) -> int:
-        """How many clients of the last two steps have no frame here."""
-        return len((self._steps[0] | self._steps[1]) - here)
+    def arrived(self, row: int, at: float) -> None:
+        """A client's frame is here."""
+        if row in self._answered:
+            self._took[row] = at - self._answered.pop(row)
 
-    def waited(self, missing: int, came: int) -> None:
-        """Learns from a wait: how many were missing, and how many frames came."""
-        grown = self.seconds * 2 if 2 * came >= missing else self.seconds / 2
-        self.seconds = max(SHORTEST, min(grown, self._longest))
+    def stepped(self, rows: Iterable[int], at: float, seconds: float) -> None:
+        """A step that took so long answers its clients."""
+        self._answered.update(dict.fromkeys(rows, at))
+        self._step = min(seconds, LONGEST)
 
-    def stepped(self, rows: frozenset[int], seconds: float) -> None:
-        """Learns from a step: whose it was, and how long it took; no wait is longer than a step."""
-        self._steps = [self._steps[1], rows]
-        self._longest = min(seconds, LONGEST)
+    def due(self, at: float) -> tuple[set[int], float]:
+        """Who is about to send a frame, and by when all of them should have: after twice the time that it took last."""
+        due = {
+            row: answered + 2 * took
+            for row, answered in self._answered.items()
+            if (took := self._took.get(row, math.inf)) <= self._step and at < answered + 2 * took
+        }
+        return set(due), min(max(due.values(), default=at), at + self._step)
 
 
 class Batcher:
-    """Acts on frames in batches, in a thread of its own.
+    """Acts on frames in batches, in a thread of its own; what a step takes, and when, is decided in the event loop.
+
+    The thread does nothing but act: where both run Python, each waits for the other's turn at the interpreter.
 
     Args:
         slots: The clients' places; from here on the thread's alone, but for `take` and `give_back`.
@@ -67,71 +77,82 @@ class Batcher:
         self.slots = slots
         self.sizes = [0] * (len(slots.cache.steps) + 1)
         self._loop = asyncio.get_running_loop()
-        self._changed = threading.Condition()
-        self._waiting: _Waiting = []
-        self._wanted, self._closed = 1, False
-        self._window = Window()
+        self._pace = Pace()
+        self._waiting: _Batch = []
+        self._awaited: set[int] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._acting = self._closed = False
+        self._idle = asyncio.Event()
+        self._jobs: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="agent", daemon=True)
         self._thread.start()
 
     def act(self, step: Step) -> asyncio.Future[Answer]:
         """Acts on one frame; a slot has one frame waiting at most."""
         future: asyncio.Future[Answer] = self._loop.create_future()
-        with self._changed:
-            self._waiting.append((step, future))
-            if len(self._waiting) >= self._wanted:
-                self._changed.notify()
+        self._waiting.append((step, future))
+        self._pace.arrived(step.row, time.perf_counter())
+        if self._timer is not None:
+            self._awaited.discard(step.row)
+            if not self._awaited:
+                self._begin()
+        elif not self._acting:
+            self._begin_or_wait()
         return future
 
     async def close(self) -> None:
         """Ends the thread, after what is waiting."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
+        self._closed = True
+        if self._waiting and not self._acting:
+            self._begin()
+        while self._acting:
+            self._idle.clear()
+            await self._idle.wait()
+        self._jobs.put(None)
         await asyncio.to_thread(self._thread.join)
 
+    def _begin_or_wait(self) -> None:
+        """Frames are here: begins a step, unless others are about to come."""
+        now = time.perf_counter()
+        self._awaited, until = self._pace.due(now)
+        if self._awaited and not self._closed:
+            self._timer = self._loop.call_later(until - now, self._begin)
+        else:
+            self._begin()
+
+    def _begin(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        batch, self._waiting = self._waiting, []
+        self._acting = True
+        self._jobs.put(batch)
+
     def _run(self) -> None:
-        while batch := self._take():
-            steps, futures = zip(*batch, strict=True)
+        while (batch := self._jobs.get()) is not None:
             begun = time.perf_counter()
             try:
-                classes, log_probs = self.slots.act(steps)
+                classes, log_probs = self.slots.act([step for step, _ in batch])
+                answers: list[Answer] | Exception = list(zip(classes, log_probs.tolist(), strict=True))
             except Exception as error:  # whatever it is, the clients are told and the server goes on
-                _log.exception("a step of %d frames failed", len(steps))
-                self._tell(_fail, futures, error)
-                continue
-            self.sizes[len(steps)] += 1
-            self._tell(_answer, futures, classes, log_probs.tolist())
-            self._window.stepped(frozenset(step.row for step in steps), time.perf_counter() - begun)
+                _log.exception("a step of %d frames failed", len(batch))
+                answers = error
+            with suppress(RuntimeError):  # the loop has ended, and nobody waits
+                self._loop.call_soon_threadsafe(self._done, batch, answers, time.perf_counter() - begun)
 
-    def _take(self) -> _Waiting:
-        """Waits for frames and takes all that are there; none at the end."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed)
-            before = len(self._waiting)
-            missing = self._window.missing(frozenset(step.row for step, _ in self._waiting))
-            if missing and not self._closed:
-                self._wanted = before + missing
-                self._changed.wait_for(lambda: len(self._waiting) >= self._wanted or self._closed, self._window.seconds)
-                self._window.waited(missing, len(self._waiting) - before)
-                self._wanted = 1
-            batch, self._waiting = self._waiting, []
-            return batch
-
-    def _tell(self, how: object, *args: object) -> None:
-        try:
-            self._loop.call_soon_threadsafe(how, *args)  # type: ignore[arg-type]
-        except RuntimeError:  # the loop has ended, and nobody waits
-            return
-
-
-def _answer(futures: Sequence[asyncio.Future[Answer]], classes: NDArray[np.uint8], log_probs: list[float]) -> None:
-    for future, row, log_prob in zip(futures, classes, log_probs, strict=True):
-        if not future.done():
-            future.set_result((row, log_prob))
-
-
-def _fail(futures: Sequence[asyncio.Future[Answer]], error: Exception) -> None:
-    for future in futures:
-        if not future.done():
-            future.set_exception(error)
+    def _done(self, batch: _Batch, answers: list[Answer] | Exception, seconds: float) -> None:
+        self._acting = False
+        if isinstance(answers, Exception):
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(answers)
+        else:
+            self.sizes[len(batch)] += 1
+            self._pace.stepped((step.row for step, _ in batch), time.perf_counter(), seconds)
+            for (_, future), answer in zip(batch, answers, strict=True):
+                if not future.done():
+                    future.set_result(answer)
+        if self._waiting:
+            self._begin_or_wait()
+        else:
+            self._idle.set()
