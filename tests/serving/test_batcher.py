@@ -3,43 +3,84 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import numpy as np
+import pytest
 
-from lit_align.serving.batcher import LONGEST, SHORTEST, Batcher, Window
+from lit_align.serving.batcher import LONGEST, Batcher, Pace
 from lit_align.serving.slots import Slots, Step
 from tests.helpers import tiny_agent
 from tests.serving.helpers import film
 
+PATIENCE = 30.0
 
-def test_nobody_is_missing_where_one_plays_alone():
-    window = Window()
+
+def test_a_lone_client_is_never_waited_for():
+    pace, now = Pace(), 0.0
     for _ in range(5):
-        assert window.missing(frozenset({3})) == 0
-        window.stepped(frozenset({3}), 0.01)
+        pace.arrived(3, now)
+        assert pace.due(now) == (set(), now)
+        pace.stepped([3], now + 0.01, 0.01)
+        now += 0.012
 
 
-def test_the_clients_of_the_last_two_steps_are_missing():
-    window = Window()
-    for rows in ({9}, {1, 2}, {3}):
-        window.stepped(frozenset(rows), 0.01)
-    assert window.missing(frozenset({1})) == 2
-    assert window.missing(frozenset({1, 2, 3})) == 0
+def played(*took: float, step: float = 0.004) -> Pace:
+    """A pace that was answered at 10 s, by clients that took so long before."""
+    pace = Pace()
+    pace.stepped(range(len(took)), 0.0, step)
+    for row, seconds in enumerate(took):
+        pace.arrived(row, seconds)
+    pace.stepped(range(len(took)), 10.0, step)
+    return pace
 
 
-def test_who_comes_is_waited_for_no_longer_than_a_step_and_who_does_not_hardly():
-    window = Window()
-    window.stepped(frozenset({1, 2}), 0.004)
-    for _ in range(20):
-        window.waited(4, 2)
-    assert window.seconds == 0.004
-    window.stepped(frozenset({1, 2}), 5.0)
-    for _ in range(20):
-        window.waited(4, 4)
-    assert window.seconds == LONGEST
-    for _ in range(20):
-        window.waited(4, 1)
-    assert window.seconds == SHORTEST
+def test_those_who_are_quicker_than_a_step_are_waited_for_twice_their_time_at_most():
+    pace = played(0.001, 0.0015, 0.05, 0.003)
+    pace.arrived(0, 10.001)
+    assert pace.due(10.001) == ({1, 3}, pytest.approx(10.005))  # no longer than a step, and 2 takes its time
+    assert pace.due(10.0025) == ({1, 3}, pytest.approx(10.006))
+    assert pace.due(10.004) == ({3}, pytest.approx(10.006))  # 1 is late
+    assert pace.due(10.007) == (set(), 10.007)
+
+
+def test_no_step_waits_long_and_who_is_quick_again_is_waited_for_again():
+    pace = played(0.03, LONGEST - 0.001, step=5.0)
+    assert pace.due(10.0) == ({1}, pytest.approx(10.0 + LONGEST))
+    pace = played(3.0)
+    assert pace.due(10.001)[0] == set()
+    pace.arrived(0, 10.002)
+    pace.stepped([0], 11.0, 0.004)
+    assert pace.due(11.001)[0] == {0}
+
+
+def test_clients_that_come_together_are_answered_together_and_one_that_stays_away_holds_up_nobody():
+    agent, rng = tiny_agent(), np.random.default_rng(0)
+
+    async def turn(batcher, rows, t):
+        steps = [Step(r, t == 0, film(r, 1)[0], np.zeros(0, np.float32), rng.random(16, np.float32)) for r in rows]
+        answers = []
+        for step in steps:  # each in its own turn of the loop, as from sockets
+            answers.append(batcher.act(step))
+            await asyncio.sleep(0)
+        await asyncio.wait_for(asyncio.gather(*answers), PATIENCE)
+
+    async def all_turns():
+        slots = Slots(agent, 4)
+        act = slots.act
+        slots.act = lambda steps: (time.sleep(0.02), act(steps))[1]  # so long that a turn is short beside it
+        batcher = Batcher(slots)
+        for t in range(8):
+            await turn(batcher, range(4), t)
+        together = batcher.sizes[4]
+        for t in range(8, 12):
+            await turn(batcher, range(3), t)
+        await batcher.close()
+        return together, batcher.sizes
+
+    together, sizes = asyncio.run(all_turns())
+    assert together >= 4
+    assert sum(size * count for size, count in enumerate(sizes)) == 8 * 4 + 4 * 3
 
 
 def test_every_frame_is_answered_whoever_comes_when():
