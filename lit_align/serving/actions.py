@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from operator import getitem
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,9 @@ class ActionText:
 
     def __call__(self, classes: bytes) -> str:
         """Classes, one of each head, as JSON: objects for `Dict`, arrays for all else but a lone `Discrete`."""
-        return self._text % tuple(of[one] for of, one in zip(self._values, classes, strict=True))
+        if len(classes) != len(self._values):
+            raise ValueError(f"{len(classes)} classes; expected one for each of {len(self._values)} heads")
+        return self._text % tuple(map(getitem, self._values, classes))
 
 
 def _values(codec: ActionCodec) -> list[list[str]]:

@@ -49,6 +49,5 @@ class Channel(Protocol):
         """Ends the connection at once."""
 
 
-def now() -> float:
-    """Seconds on a clock that only goes forward."""
-    return time.monotonic()
+now = time.monotonic
+"""Seconds on a clock that only goes forward."""

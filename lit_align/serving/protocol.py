@@ -104,7 +104,7 @@ class Stats:
     """The server's statistics are asked for."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Frame:
     """What the game shows.
 
@@ -122,7 +122,7 @@ class Frame:
     width: int
     height: int
     vector: NDArray[np.float32]
-    pixels: bytes
+    pixels: bytes | memoryview
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Frame) and encode_frame(self) == encode_frame(other)
@@ -260,6 +260,9 @@ def encode_frame(frame: Frame) -> bytes:
     return b"".join((header, frame.vector.astype("<f4").tobytes(), frame.pixels))
 
 
+_NO_NUMBERS: NDArray[np.float32] = np.zeros(0, np.float32)
+
+
 def _decode_frame(data: bytes, max_side: int) -> Frame:
     if len(data) < FRAME_HEADER:
         raise ProtocolError("malformed", f"a frame of {len(data)} bytes; its header alone has {FRAME_HEADER}")
@@ -268,8 +271,8 @@ def _decode_frame(data: bytes, max_side: int) -> Frame:
     if len(data) < start:
         raise ProtocolError("malformed", f"a frame of {len(data)} bytes with a vector of {numbers} numbers ends in it")
     _check_pixels(encoding, width, height, len(data) - start, max_side)
-    vector = np.frombuffer(data, "<f4", numbers, FRAME_HEADER)
-    return Frame(step, encoding, width, height, vector, data[start:])
+    vector = np.frombuffer(data, "<f4", numbers, FRAME_HEADER) if numbers else _NO_NUMBERS
+    return Frame(step, encoding, width, height, vector, memoryview(data)[start:])
 
 
 def _check_pixels(encoding: int, width: int, height: int, size: int, max_side: int) -> None:

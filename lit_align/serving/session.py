@@ -34,6 +34,8 @@ from lit_align.serving.slots import Step
 if TYPE_CHECKING:
     from lit_align.serving.service import Service
 
+DRAWN = 32
+"""Steps whose noise is drawn at a time: the same numbers as step by step, and many calls fewer."""
 GOODBYE_SECONDS = 1.0
 """That a client has to take the error that ends its connection."""
 
@@ -52,19 +54,26 @@ class Session:
         self._ended = False
         self._row: int | None = None
         self._hello = Hello()
+        self._temperature = self._top_p = 1.0
         self._episode = self._step = 0
         self._noise = noise_of(0, 0, 0)
+        self._uniform: NDArray[np.float32]
 
     async def run(self) -> None:
         """Talks until one side has had enough."""
         try:
             await self._greet()
+            largest = self.service.limits.frame
             while True:
-                self._now("waiting")
+                self._doing, self._since = "waiting", now()
                 data = await self.channel.receive()
                 begun = time.perf_counter()
                 try:
-                    await self._answer(decode(data, self.service.limits.frame), begun)
+                    message = decode(data, largest)
+                    if isinstance(message, Frame):
+                        await self._act(message, begun)
+                    else:
+                        await self._answer(message)
                 except ProtocolError as error:
                     if error.fatal:
                         raise
@@ -107,11 +116,8 @@ class Session:
         limit = limits.message_timeout if self._doing == "greeting" else limits.idle_timeout
         return ProtocolError("idle", f"no message for {limit:g} s") if waited > limit else None
 
-    def _now(self, doing: str) -> None:
-        self._doing, self._since = doing, now()
-
     async def _send(self, data: bytes | str) -> None:
-        self._now("sending")
+        self._doing, self._since = "sending", now()
         await self.channel.send(data)
 
     async def _greet(self) -> None:
@@ -122,6 +128,7 @@ class Session:
         self._check(hello)
         self._row = self.service.enter()
         self._hello = hello
+        self._temperature, self._top_p = self.service.sampling(hello)
         self._begin(hello.episode, hello.world_seed)
         self.channel.allow(self.service.largest_message)
         await self._send(encode_json("welcome", protocol=VERSION, episode=self._episode, **self.service.about))
@@ -138,10 +145,8 @@ class Session:
         if size is not None and size > self.service.limits.frame:
             raise ProtocolError("malformed", f"frame_size is {size}; at most {self.service.limits.frame} is taken")
 
-    async def _answer(self, message: Message, begun: float) -> None:
-        if isinstance(message, Frame):
-            await self._act(message, begun)
-        elif isinstance(message, Reset):
+    async def _answer(self, message: Message) -> None:
+        if isinstance(message, Reset):
             after = self._episode + 1 if self._step else self._episode
             self._begin(after if message.episode is None else message.episode, message.world_seed)
             await self._send(encode_json("ready", episode=self._episode))
@@ -155,34 +160,38 @@ class Session:
         self._noise = noise_of(self._hello.seed, episode, world_seed)
 
     async def _act(self, frame: Frame, begun: float) -> None:
-        self._now("acting")
+        """Answers a frame with an action; what costs every frame of every client costs the others, so it is brief."""
+        service = self.service
+        self._doing, self._since = "acting", now()
         vector = self._checked_vector(frame)
         if frame.step != self._step:
             raise ProtocolError("step", f"the frame is of step {frame.step}; expected step {self._step} of the episode")
         expected = self._hello.frame_size
         if expected is not None and frame.width != expected:
             raise ProtocolError("frame", f"the frame is {frame.width}x{frame.height}; the hello said {expected}")
-        pixels = await self._pixels(frame)
+        quick = is_quick(frame, service.image_size)
+        pixels = pixels_of(frame, service.image_size) if quick else await self._pixels(frame)
         # Only now: a frame that was refused takes no noise.
-        uniform = self._noise.random(self.service.heads, np.float32)
-        temperature, top_p = self.service.sampling(self._hello)
+        if not self._step % DRAWN:
+            self._uniform = self._noise.random((DRAWN, service.heads), np.float32)
+        uniform = self._uniform[self._step % DRAWN]
         assert self._row is not None
-        step = Step(self._row, self._step == 0, pixels, vector, uniform, temperature, top_p)
+        step = Step(self._row, self._step == 0, pixels, vector, uniform, self._temperature, self._top_p)
         self._step += 1
         try:
-            classes, log_prob = await self.service.batcher.act(step)
+            classes, log_prob = await service.batcher.act(step)
         except Exception as error:
             raise ProtocolError("internal", "the agent failed; the server's log says more") from error
         if not math.isfinite(log_prob):
             raise ProtocolError("not_finite", "the agent's answer is not a number: begin a new episode")
-        await self._send(self._told(Action(frame.step, log_prob, classes.tobytes())))
-        self.service.latency.add(time.perf_counter() - begun)
+        self._doing, self._since = "sending", now()
+        await self.channel.send(self._told(frame.step, log_prob, classes.tobytes()))
+        service.latency.add(time.perf_counter() - begun)
 
     async def _pixels(self, frame: Frame) -> NDArray[np.uint8]:
-        size = self.service.image_size
-        if is_quick(frame, size):
-            return pixels_of(frame, size)
+        """Decodes and resizes in a thread of its own."""
         check_square(frame.width, frame.height)
+        size = self.service.image_size
         return await asyncio.get_running_loop().run_in_executor(self.service.decoders, pixels_of, frame, size)
 
     def _checked_vector(self, frame: Frame) -> NDArray[np.float32]:
@@ -195,9 +204,10 @@ class Session:
             raise ProtocolError("vector", "the frame's vector holds a number that is not finite")
         return frame.vector
 
-    def _told(self, action: Action) -> bytes | str:
+    def _told(self, step: int, log_prob: float, classes: bytes) -> bytes | str:
         if self._hello.answer == "classes":
-            return encode_action(action)
+            return encode_action(Action(step, log_prob, classes))
         # By hand: the action is JSON already.
-        text = self.service.text(action.classes)
-        return f'{{"type": "action", "step": {action.step}, "log_prob": {action.log_prob:.8g}, "action": {text}}}'
+        return (
+            f'{{"type": "action", "step": {step}, "log_prob": {log_prob:.8g}, "action": {self.service.text(classes)}}}'
+        )

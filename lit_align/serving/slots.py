@@ -15,7 +15,7 @@ from lit_align.models.agent import Agent
 from lit_align.models.transformer import KVCache
 
 
-@dataclass
+@dataclass(slots=True)
 class Step:
     """One client's frame, waiting to be acted on.
 

@@ -136,14 +136,16 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, size: int) -> None:
         """Bytes are here: messages, parts of them, or a handshake."""
-        self._rules.receive_data(self._listener.buffer[:size])
-        for event in self._rules.events_received():
-            if isinstance(event, Request):
+        rules = self._rules
+        rules.receive_data(self._listener.buffer[:size])
+        for event in rules.events_received():
+            if isinstance(event, Frame):
+                if event.opcode in DATA_OPCODES:
+                    self._hear(event)
+            elif isinstance(event, Request):
                 self._shake_hands(event)
-            elif isinstance(event, Frame) and event.opcode in DATA_OPCODES:
-                self._hear(event)
         self._flush()
-        if self._rules.current_size is None and not self._rules.reader.buffer:
+        if rules.current_size is None and not rules.reader.buffer:
             self.half_since = None
         elif self.half_since is None:
             self.half_since = now()

@@ -324,9 +324,10 @@ def test_one_connection_more_than_there_may_be_is_told_so_and_many_more_are_not_
 
 def test_a_conversation_that_fails_is_logged_and_ends_alone(caplog, monkeypatch):
     with running(tiny_agent()) as server, Client(server.address) as other:
-        with monkeypatch.context() as patch:
-            patch.setattr(server.service, "sampling", lambda _: 1 / 0)
-            with Client(server.address) as client, pytest.raises(ConnectionError):
+        with Client(server.address) as client, monkeypatch.context() as patch:
+            patch.setattr(server.service.latency, "add", lambda _: 1 / 0)
+            client.act(film(0, 1)[0])
+            with pytest.raises(ConnectionError):
                 client.act(film(0, 1)[0])
         assert "a conversation failed" in caplog.text
         other.act(film(0, 1)[0])

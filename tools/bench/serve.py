@@ -11,6 +11,7 @@ and clients share the machine: on two cores the clients' work is the server's lo
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import signal
 import subprocess
@@ -39,12 +40,32 @@ CLIENTS, SECONDS, AIM = (1, 8, 32), 60.0, {32: 0.7}
 GOOD, BAD = 24, 8
 
 
+def places(shared: bool) -> tuple[set[int], set[int]]:
+    """The server's cores and the clients'."""
+    cores = os.sched_getaffinity(0)
+    last = {max(cores)}
+    return (cores if shared or cores == last else cores - last), last
+
+
 @contextmanager
-def server(folder: Path, threads: int) -> Iterator[int]:
+def on(cores: set[int]) -> Iterator[None]:
+    """Keeps this process, and those that it starts, to some cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextmanager
+def server(folder: Path, threads: int, cores: set[int]) -> Iterator[int]:
     """`lit-align serve` in a process of its own; gives its port."""
     words = ["serve", str(folder), "--port", "0", "--threads", str(threads)]
     command = [sys.executable, "-m", "lit_align", *words]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with on(cores):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    with process:
         try:
             assert process.stdout is not None
             found = re.search(r"ws://127\.0\.0\.1:(\d+)", process.stdout.readline())
@@ -57,9 +78,11 @@ def server(folder: Path, threads: int) -> Iterator[int]:
 
 
 @contextmanager
-def vandals(port: int, count: int) -> Iterator[None]:
+def vandals(port: int, count: int, cores: set[int]) -> Iterator[None]:
     """So many clients that misbehave."""
-    with subprocess.Popen([sys.executable, str(SCRIPTS / "vandals.py"), str(port), str(count)]) as process:
+    with on(cores):
+        process = subprocess.Popen([sys.executable, str(SCRIPTS / "vandals.py"), str(port), str(count)])
+    with process:
         try:
             yield
             if process.poll() is not None:
@@ -68,9 +91,14 @@ def vandals(port: int, count: int) -> Iterator[None]:
             process.kill()
 
 
-@torch.inference_mode()
-def bare(agent: Agent, worlds: int, seconds: float) -> Timing:
+def bare(agent: Agent, worlds: int, seconds: float, cores: set[int]) -> Timing:
     """The batched step in a loop: how many frames in how many seconds."""
+    with on(cores):
+        return _bare(agent, worlds, seconds)
+
+
+@torch.inference_mode()
+def _bare(agent: Agent, worlds: int, seconds: float) -> Timing:
     size = agent.config.image_size
     cache = agent.new_cache(worlds)
     frames = torch.randint(256, (worlds, size, size, 3), dtype=torch.uint8)
@@ -88,10 +116,11 @@ def measure(options: argparse.Namespace) -> Result:
     seconds = 1.0 if options.quick else SECONDS / options.repeats
     agent = Agent(load_size("tiny"), ActionCodec(gamepad_space())).eval()
     size = agent.config.image_size
+    mine, theirs = places(options.shared)
     result = Result({}, headline=f"{CLIENTS[-1]} clients")
     with tempfile.TemporaryDirectory() as folder:
         agent.save(Path(folder) / "agent")
-        with server(Path(folder) / "agent", options.threads) as port:
+        with server(Path(folder) / "agent", options.threads, mine) as port:
 
             def games(clients: int) -> Peer:
                 shape = {"clients": clients, "size": size, "seconds": seconds}
@@ -99,18 +128,19 @@ def measure(options: argparse.Namespace) -> Result:
 
             for clients in CLIENTS:
                 with games(clients) as served:
-                    step = partial(bare, agent, clients, seconds)
+                    step = partial(bare, agent, clients, seconds, mine)
                     turns = interleave({"ours": served, "bare_step": step}, options.repeats)
                 facts = latency(turns["ours"]) | {
                     "client_cpu_s": [round(turn["cpu"], 3) for turn in turns["ours"]],
                     "seconds": seconds,
+                    "shared": options.shared,
                 }
                 aim = {"bare_step": AIM[clients]} if clients in AIM else {}
                 result.cases[f"{clients} clients"] = rates(turns, aim=aim, facts=facts)
             with games(GOOD) as served:
 
                 def disturbed() -> Timing:
-                    with vandals(port, BAD):
+                    with vandals(port, BAD, theirs):
                         return served()
 
                 turns = interleave({"ours": disturbed, "undisturbed": served}, options.repeats)
@@ -135,7 +165,9 @@ def latency(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the benchmark and returns its exit code."""
-    return BENCH.main(measure, argv)
+    parser = BENCH.parser()
+    parser.add_argument("--shared", action="store_true", help="the server and the bare step have all cores")
+    return BENCH.main(measure, argv, parser)
 
 
 if __name__ == "__main__":
