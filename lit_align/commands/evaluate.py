@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lit_align.commands.agents import title_of, with_size
+from lit_align.commands.agents import title_of, warn_of_another_world, with_size
 from lit_align.errors import UserError
 
 
@@ -89,6 +89,7 @@ def run(
     seats = _Seats(paired_videos)
     with _progress() as bar:
         for title, agent in zip(titles, players, strict=True):
+            warn_of_another_world(title, agent, env)
             args = with_size(env, dict(env_args or {}), agent.config.image_size)
             match = Match(env, args, episodes, seed, temperature, worlds, blank, videos, top_p, precision, target)
             match.isolate, match.step_timeout = isolate, step_timeout

@@ -103,7 +103,9 @@ class Story:
         cli, folder = self.cli, self.folder
         getattr(cli.model, "export", lambda _: None)(folder.path)
         metrics = cli.trainer.callback_metrics or last_values(folder.path)
-        folder.write("headline.txt", headline(metrics, getattr(cli.model, "headline_metrics", ())) + "\n")
+        line = headline(metrics, getattr(cli.model, "headline_metrics", ()))
+        folder.write("headline.txt", line + "\n")
+        print(f"{folder.path}: {line}")  # noqa: T201  what the run reached, and where it lies
         if isinstance(cli.model, Stage):
             leave_card(folder.path)
         wandb_story.leave(cli)

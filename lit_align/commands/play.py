@@ -64,7 +64,7 @@ def run(
         from lit_align.evaluation.window import open_display
 
         pygame = open_display()
-    from lit_align.commands.agents import title_of, with_size
+    from lit_align.commands.agents import title_of, warn_of_another_world, with_size
     from lit_align.evaluation.match import Match
     from lit_align.evaluation.recorder import Recorder
     from lit_align.evaluation.watch import Closed, Painter, Watched
@@ -75,6 +75,7 @@ def run(
     player = Agent.load(agent).prepare(precision)
     judge = None if reward_model is None else RewardModel.load(reward_model)
     _check_judge(player, judge)
+    warn_of_another_world(title_of(agent), player, env)
     args = with_size(env, dict(env_args or {}), player.config.image_size)
     match = Match(env, args, episodes, seed, temperature, worlds=1, top_p=top_p)
     paint = Painter(
