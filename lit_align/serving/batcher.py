@@ -88,7 +88,13 @@ class Batcher:
         self._thread.start()
 
     def act(self, step: Step) -> asyncio.Future[Answer]:
-        """Acts on one frame; a slot has one frame waiting at most."""
+        """Acts on one frame; a slot has one frame waiting at most.
+
+        Raises:
+            RuntimeError: It is closed.
+        """
+        if self._closed:
+            raise RuntimeError("the server stops: no more steps")
         future: asyncio.Future[Answer] = self._loop.create_future()
         self._waiting.append((step, future))
         self._pace.arrived(step.row, time.perf_counter())

@@ -30,8 +30,8 @@ CLOSE_SECONDS = 2.0
 """That a client has to answer the closing handshake."""
 OPEN_SECONDS = 10.0
 """That a client has for the opening handshake."""
-BUFFER = 1 << 16
-"""Bytes that are read at a time."""
+BUFFER = 1 << 15
+"""Bytes that are read at a time; a read full of pings holds the loop for as long as their rules take."""
 AHEAD = 1
 """Whole messages that may wait to be answered before no more are read."""
 
@@ -94,6 +94,8 @@ class Connection(asyncio.BufferedProtocol):
             else:
                 self._rules.send_binary(data)
         except InvalidState as error:
+            # The rules have ended it and said why; who hangs up before the client has read that may take it away.
+            await self._gone.wait()
             raise ChannelClosed from error
         self._flush()
         if not self._writable.is_set():
@@ -117,7 +119,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """See `Channel`."""
-        self._transport.abort()
+        if not self._gone.is_set():
+            self._transport.abort()
 
     # What asyncio tells it
 
@@ -127,7 +130,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport.set_write_buffer_limits(high=WRITE_LIMIT)
         self._listener.together.add(self)
         self._end_after(OPEN_SECONDS)
-        if len(self._listener.together) > 2 * self._listener.connections:
+        if self._listener.stopped or len(self._listener.together) > 2 * self._listener.connections:
             self.abort()
 
     def get_buffer(self, _: int) -> bytearray:
@@ -152,9 +155,11 @@ class Connection(asyncio.BufferedProtocol):
         self._regulate()
 
     def eof_received(self) -> None:
-        """The client says no more; the transport closes itself."""
+        """The client says no more; the transport closes itself, once what is unsent is sent."""
         self._rules.receive_eof()
         self._flush()
+        if self._timer is None:
+            self._end_after(CLOSE_SECONDS)
 
     def pause_writing(self) -> None:
         """The client does not read: what it says is not read either, lest its pings be answered into memory."""
@@ -181,7 +186,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._rules.eof_sent:  # what came with the request has ended the connection already
             self._transport.abort()
             return
-        if self._listener.is_full():
+        if self._listener.stopped or self._listener.is_full():
             response = self._rules.reject(http.HTTPStatus.SERVICE_UNAVAILABLE, "too many connections\n")
         else:
             response = self._rules.accept(request)
@@ -208,6 +213,7 @@ class Connection(asyncio.BufferedProtocol):
         except UnicodeDecodeError as error:
             if not self._rules.eof_sent:
                 self._rules.fail(CloseCode.INVALID_DATA, f"{error.reason} at position {error.start}")
+            self._leaving = True
             return
         self._wake()
 
@@ -217,12 +223,12 @@ class Connection(asyncio.BufferedProtocol):
 
     def _flush(self) -> None:
         """Sends what the rules want sent; once they are done, the client has a moment to be done too."""
-        for data in self._rules.data_to_send():
-            if self._ended or self._transport.is_closing():
-                break
-            if data:
-                self._transport.write(data)
-            else:
+        writes = self._rules.data_to_send()
+        if writes and not self._ended and not self._transport.is_closing():
+            # In one piece: from Python 3.12 a transport sums up all that is unsent at every write, of a read full of
+            # pings ten thousand times. The end of the stream is an empty piece, the last.
+            self._transport.write(b"".join(writes))
+            if not writes[-1]:
                 self._ended = True
                 self._transport.write_eof()
         if self._rules.close_expected() and self._timer is None:
@@ -233,10 +239,13 @@ class Connection(asyncio.BufferedProtocol):
         wanted = self._writable.is_set() and len(self._messages) <= AHEAD
         if wanted is not self._reading and not self._transport.is_closing():
             self._reading = wanted
+            if self.half_since is not None:
+                self.half_since = now()  # while nothing was read, nothing could come
             (self._transport.resume_reading if wanted else self._transport.pause_reading)()
 
     def _end_after(self, seconds: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._transport.abort)
+        if not self._gone.is_set():
+            self._timer = asyncio.get_running_loop().call_later(seconds, self.abort)
 
 
 class WebSocketListener:
@@ -252,6 +261,7 @@ class WebSocketListener:
 
     Attributes:
         together: All connections there are.
+        stopped: Whether it takes no more.
         buffer: Where they all read into, one at a time: a buffer made for each read costs more than the read.
     """
 
@@ -259,6 +269,7 @@ class WebSocketListener:
         self._host, self._port, self.connections = host, port, connections
         self.origins = list(origins)
         self.together: set[Connection] = set()
+        self.stopped = False
         self.buffer = bytearray(BUFFER)
         self._server: asyncio.Server | None = None
         self._talks: set[asyncio.Task[None]] = set()
@@ -291,7 +302,10 @@ class WebSocketListener:
 
     async def _converse(self, connection: Connection) -> None:
         try:
-            await self._talk(connection)
+            if self.stopped:
+                await connection.close("stopping")
+            else:
+                await self._talk(connection)
         except Exception:  # whatever it is, the other clients play on
             _log.exception("a conversation failed")
         finally:
@@ -309,6 +323,7 @@ class WebSocketListener:
         """Takes no more clients, nor any that has not shaken hands yet."""
         if self._server is None:
             return
+        self.stopped = True
         self._server.close()
         self._server = None
         for connection in self.together:

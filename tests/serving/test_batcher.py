@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -81,6 +83,82 @@ def test_clients_that_come_together_are_answered_together_and_one_that_stays_awa
     together, sizes = asyncio.run(all_turns())
     assert together >= 4
     assert sum(size * count for size, count in enumerate(sizes)) == 8 * 4 + 4 * 3
+
+
+class Gated:
+    """Slots whose steps end when they are let."""
+
+    def __init__(self, count: int) -> None:
+        self.cache, self.steps, self.free = SimpleNamespace(steps=range(count)), [], threading.Semaphore(0)
+
+    def act(self, steps):
+        self.steps.append([step.row for step in steps])
+        assert self.free.acquire(timeout=PATIENCE)
+        return np.array([[step.row] for step in steps], np.uint8), np.zeros(len(steps), np.float32)
+
+
+def frame(row: int) -> Step:
+    return Step(row, False, film(0, 1)[0], np.zeros(0, np.float32), np.zeros(1, np.float32))
+
+
+async def begun(slots: Gated, count: int) -> None:
+    end = time.monotonic() + PATIENCE
+    while len(slots.steps) < count:
+        assert time.monotonic() < end
+        await asyncio.sleep(0.001)
+
+
+def waits_for(batcher: Batcher, *rows: int) -> None:
+    """Leaves it so that its next step waits for those, for as long as this test may take."""
+    batcher._pace.due = lambda at: (set(rows), at + 10 * PATIENCE)  # type: ignore[method-assign]
+
+
+def test_a_step_begins_at_once_when_the_last_of_those_it_waits_for_is_here():
+    async def play():
+        batcher = Batcher(slots := Gated(4))
+        waits_for(batcher, 1, 2)
+        answers = [batcher.act(frame(row)) for row in (0, 2)]
+        await asyncio.sleep(0.05)
+        assert slots.steps == []
+        answers += [batcher.act(frame(3)), batcher.act(frame(1))]  # 3 comes along, 1 is the last
+        await begun(slots, 1)
+        assert slots.steps == [[0, 2, 3, 1]]
+        slots.free.release()
+        assert [int(classes[0]) for classes, _ in await asyncio.gather(*answers)] == [0, 2, 3, 1]
+        await batcher.close()
+
+    asyncio.run(play())
+
+
+def test_the_end_comes_after_all_that_waits_and_takes_no_more():
+    """While a step waits for somebody; and while one goes on and others wait behind it."""
+
+    async def play():
+        batcher = Batcher(slots := Gated(4))
+        waits_for(batcher, 1)
+        waiting = batcher.act(frame(0))
+        ending = asyncio.ensure_future(batcher.close())
+        await begun(slots, 1)
+        with pytest.raises(RuntimeError, match="no more steps"):
+            batcher.act(frame(1))
+        slots.free.release()
+        await asyncio.wait_for(ending, PATIENCE)
+        assert waiting.done()
+
+        batcher = Batcher(slots := Gated(4))
+        answers = [batcher.act(frame(0))]
+        await begun(slots, 1)
+        waits_for(batcher, 3)
+        answers += [batcher.act(frame(1)), batcher.act(frame(2))]
+        ending = asyncio.ensure_future(batcher.close())
+        await asyncio.sleep(0.05)
+        assert not ending.done()
+        slots.free.release(2)
+        await asyncio.wait_for(ending, PATIENCE)
+        assert slots.steps == [[0], [1, 2]]
+        assert all(answer.done() for answer in answers)
+
+    asyncio.run(play())
 
 
 def test_every_frame_is_answered_whoever_comes_when():

@@ -20,6 +20,7 @@ from lit_align.serving import websocket
 from lit_align.serving.client import Client
 from lit_align.serving.protocol import ProtocolError
 from lit_align.serving.service import Limits
+from lit_align.serving.session import DRAWN
 from tests.helpers import LightWorld, tiny_agent
 from tests.serving.helpers import Raw, alone, film, rgb, running
 
@@ -218,6 +219,21 @@ def test_a_frame_that_does_not_fit_is_refused_and_takes_no_step(folder):
             got.append(client.act(frame))
         assert np.array_equal(got, expected(agent, frames, 1))
         client.close()
+
+
+def test_long_episodes_take_their_noise_step_by_step_whatever_is_refused_or_begun_anew(folder):
+    """It is drawn many steps at a time: past the borders, at which frames are refused, and from one that is cut off."""
+    agent, frames = tiny_agent(), film(5, 2 * DRAWN + 6)
+    with running(agent, folder) as server, Client(server.address, seed=5, answer="classes") as client:
+        for episode, steps in enumerate((len(frames), DRAWN + 3, DRAWN, 2)):
+            client.reset(episode)
+            got = []
+            for t, frame in enumerate(frames[:steps]):
+                if t % DRAWN == 0:
+                    with pytest.raises(ProtocolError, match="decoded"):
+                        client.act(b"\x89PNG, and then nothing of the kind")
+                got.append(client.act(frame))
+            assert np.array_equal(got, expected(agent, frames[:steps], 5, episode))
 
 
 def test_a_step_out_of_order_is_refused_and_takes_no_step(tmp_path):

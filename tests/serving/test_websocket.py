@@ -30,6 +30,7 @@ from tests.serving.helpers import film, running
 
 PATIENCE = 30.0
 URI = parse_uri("ws://localhost/")
+KEY = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
 
 
 class Line(asyncio.Transport):
@@ -38,10 +39,12 @@ class Line(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.sent, self.gone, self.ended, self.reading = b"", False, False, True
+        self.writes = 0
 
     def write(self, data: Any) -> None:
         assert not self.ended
         self.sent += bytes(data)
+        self.writes += 1
 
     def write_eof(self) -> None:
         assert not self.ended
@@ -199,15 +202,87 @@ def test_what_comes_with_a_request_that_is_refused_changes_nothing(rest):
     asyncio.run(talk())
 
 
-def test_text_that_is_none_ends_the_connection_with_its_own_code():
+def test_a_read_full_of_pings_is_answered_in_one_piece():
+    """A transport of Python 3.12 sums up what is unsent at every write."""
+
+    async def talk():
+        ends = Ends()
+        ends.shake_hands()
+        before = ends.line.writes
+        for number in range(1000):
+            ends.client.send_ping(str(number).encode())
+        ends.give(b"".join(ends.client.data_to_send()))
+        assert ends.line.writes == before + 1
+        assert [frame.data for frame in ends.hear()] == [str(number).encode() for number in range(1000)]
+
+    asyncio.run(talk())
+
+
+def test_who_is_gone_is_hung_up_on_without_harm():
+    async def talk():
+        ends = Ends()
+        ends.shake_hands()
+        ends.server.connection_lost(None)
+        ends.line.abort = lambda: pytest.fail("a transport that is closed has no loop to be aborted in")
+        ends.server.abort()
+        await asyncio.wait_for(ends.server.close("idle"), PATIENCE)
+
+    asyncio.run(talk())
+
+
+def test_an_answer_that_comes_after_the_rules_were_broken_leaves_the_client_time_to_read_why():
+    async def talk():
+        ends = Ends()
+        ends.shake_hands()
+        ends.client.send_binary(bytes(TEXT_LIMIT + 1))
+        ends.give(b"".join(ends.client.data_to_send()))
+        answer = asyncio.ensure_future(ends.server.send("late"))
+        await asyncio.sleep(0.01)
+        assert not answer.done()
+        (told,) = ends.hear()
+        assert int.from_bytes(told.data[:2], "big") == CloseCode.MESSAGE_TOO_BIG
+        ends.server.connection_lost(None)
+        with pytest.raises(ChannelClosed):
+            await answer
+
+    asyncio.run(talk())
+
+
+def test_who_comes_in_as_the_server_stops_is_not_welcomed():
+    async def talk():
+        early, late = Ends(), Ends()
+        early.listener.stopped = True
+        early.give(request("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", KEY))
+        assert b" 503 " in early.line.sent
+        assert not early.taken
+        Connection(early.listener).connection_made(line := Line())
+        assert line.gone
+        late.listener._talk = lambda _: pytest.fail("nobody is there to talk")
+        late.shake_hands()
+        late.listener.stopped = True
+        talking = asyncio.ensure_future(late.listener._converse(late.server))
+        await asyncio.sleep(0)
+        (told,) = late.hear()
+        assert told.data == (1001).to_bytes(2, "big") + b"stopping"
+        late.server.connection_lost(None)
+        await talking
+
+    asyncio.run(talk())
+
+
+def test_text_that_is_none_ends_the_connection_with_its_own_code_and_nothing_behind_it_is_heard():
     async def talk():
         ends = Ends()
         ends.shake_hands()
         ends.client.send_text(b"\xff\xfe")
+        ends.client.send_text(b"after the end")
         ends.give(b"".join(ends.client.data_to_send()))
         (told,) = ends.hear()
         assert (told.opcode, int.from_bytes(told.data[:2], "big")) == (Opcode.CLOSE, CloseCode.INVALID_DATA)
         assert ends.line.ended
+        ends.server.connection_lost(None)
+        with pytest.raises(ChannelClosed):
+            await ends.server.receive()
 
     asyncio.run(talk())
 
@@ -270,10 +345,14 @@ def test_who_does_not_shake_hands_in_time_is_hung_up_on(monkeypatch, limit):
 
 def test_who_pings_and_does_not_read_fills_no_memory():
     agent = tiny_agent()
-    with running(agent) as server, Client(server.address) as other, connect(server.address, proxy=None) as rude:
-        raw = rude.socket
+    with running(agent) as server, Client(server.address) as other, socket.socket() as raw:
+        host, port = server.address.removeprefix("ws://").split(":")
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        raw.settimeout(0.3)
+        raw.settimeout(PATIENCE)
+        raw.connect((host, int(port)))
+        raw.sendall(request("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", KEY))
+        assert raw.recv(4096).startswith(b"HTTP/1.1 101")
+        raw.settimeout(0.5)
         ping, sent = b"\x89\xfd\0\0\0\0" + bytes(125), 0
         try:
             while sent < 1 << 26:
@@ -284,7 +363,6 @@ def test_who_pings_and_does_not_read_fills_no_memory():
         kept = server.call(most_kept(server))
         assert WRITE_LIMIT < kept < WRITE_LIMIT + 2 * websocket.BUFFER
         other.act(film(0, 1)[0])
-        raw.shutdown(socket.SHUT_RDWR)
 
 
 async def most_kept(server: Any) -> int:

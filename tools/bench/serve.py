@@ -4,8 +4,11 @@ The server is `lit-align serve` in a process of its own, the clients are in anot
 when it has its action. `bare_step` is `Agent.choose` in a loop over as many worlds as there are clients, on ready-made
 frames, with as many torch threads. The two take turns, each for as long; the aim is 0.7 of the bare step at 32 clients.
 Then 24 clients are served beside 8 that vanish, send noise or stall in the middle of a frame, and without them in turn.
-Frame to action (p50, p95, p99, in milliseconds) is the clients' time, from before a frame is sent to its answer. Server
-and clients share the machine: on two cores the clients' work is the server's loss.
+Frame to action (p50, p95, p99, in milliseconds) is the clients' time, from before a frame is sent to its answer.
+
+The last core is the clients', the others are the server's, and the bare step's in its turns: games run on another
+machine than the agent, or keep to cores of their own. `--shared` lets the server and the bare step have all cores, as
+processes that nobody placed have: then the clients' work is the server's loss, and it is moved from core to core.
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ def places(shared: bool) -> tuple[set[int], set[int]]:
 
 @contextmanager
 def on(cores: set[int]) -> Iterator[None]:
-    """Keeps this process, and those that it starts, to some cores."""
+    """Keeps this thread, and the processes that it starts, to some cores; threads that run already keep theirs."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:
