@@ -84,12 +84,13 @@ def run(
         torch.set_num_threads(threads)
     # All are read before any plays: a wrong third folder must not cost the time of two.
     players = [Agent.load(folder).prepare(precision, compile) for folder in agents]
+    for title, agent in zip(titles, players, strict=True):
+        warn_of_another_world(title, agent, env)
     played: dict[str, Any] = {}
     against: dict[str, Any] = {}
     seats = _Seats(paired_videos)
     with _progress() as bar:
         for title, agent in zip(titles, players, strict=True):
-            warn_of_another_world(title, agent, env)
             args = with_size(env, dict(env_args or {}), agent.config.image_size)
             match = Match(env, args, episodes, seed, temperature, worlds, blank, videos, top_p, precision, target)
             match.isolate, match.step_timeout = isolate, step_timeout

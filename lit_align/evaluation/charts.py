@@ -160,9 +160,8 @@ def _accuracy_panel(
         )
         # To the right of the last point while there is room, above it otherwise.
         late = math.log(xs[-1] / min(sizes)) > 0.55 * math.log(max(sizes) / min(sizes)) if len(sizes) > 1 else False
-        down = 13 * sum(
-            abs(values[-1] - end) < 8 for end in ends
-        )  # curves that end together are told one below the other
+        # Curves that end together are told one below the other.
+        down = 13 * sum(abs(values[-1] - end) < 8 for end in ends)
         ends.append(values[-1])
         ax.annotate(
             f"{label}, {values[-1]:.0f} %", (xs[-1], values[-1]), xytext=(-2, -11 - down) if late else (9, -1 - down),

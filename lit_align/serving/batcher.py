@@ -82,7 +82,6 @@ class Batcher:
         self._awaited: set[int] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._acting = self._closed = False
-        self._idle = asyncio.Event()
         self._jobs: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="agent", daemon=True)
         self._thread.start()
@@ -109,11 +108,8 @@ class Batcher:
     async def close(self) -> None:
         """Ends the thread, after what is waiting."""
         self._closed = True
-        if self._waiting and not self._acting:
-            self._begin()
-        while self._acting:
-            self._idle.clear()
-            await self._idle.wait()
+        if self._waiting:
+            self._begin()  # behind the step that goes on, if one does
         self._jobs.put(None)
         await asyncio.to_thread(self._thread.join)
 
@@ -121,7 +117,7 @@ class Batcher:
         """Frames are here: begins a step, unless others are about to come."""
         now = time.perf_counter()
         self._awaited, until = self._pace.due(now)
-        if self._awaited and not self._closed:
+        if self._awaited:
             self._timer = self._loop.call_later(until - now, self._begin)
         else:
             self._begin()
@@ -160,5 +156,3 @@ class Batcher:
                     future.set_result(answer)
         if self._waiting:
             self._begin_or_wait()
-        else:
-            self._idle.set()

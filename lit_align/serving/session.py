@@ -184,8 +184,7 @@ class Session:
             raise ProtocolError("internal", "the agent failed; the server's log says more") from error
         if not math.isfinite(log_prob):
             raise ProtocolError("not_finite", "the agent's answer is not a number: begin a new episode")
-        self._doing, self._since = "sending", now()
-        await self.channel.send(self._told(frame.step, log_prob, classes.tobytes()))
+        await self._send(self._told(frame.step, log_prob, classes.tobytes()))
         service.latency.add(time.perf_counter() - begun)
 
     async def _pixels(self, frame: Frame) -> NDArray[np.uint8]:

@@ -184,7 +184,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _shake_hands(self, request: Request) -> None:
         if self._rules.eof_sent:  # what came with the request has ended the connection already
-            self._transport.abort()
+            self.abort()
             return
         if self._listener.stopped or self._listener.is_full():
             response = self._rules.reject(http.HTTPStatus.SERVICE_UNAVAILABLE, "too many connections\n")

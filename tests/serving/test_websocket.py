@@ -30,7 +30,12 @@ from tests.serving.helpers import film, running
 
 PATIENCE = 30.0
 URI = parse_uri("ws://localhost/")
-KEY = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+UPGRADE = (
+    "Upgrade: websocket",
+    "Connection: Upgrade",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+)
 
 
 class Line(asyncio.Transport):
@@ -252,7 +257,7 @@ def test_who_comes_in_as_the_server_stops_is_not_welcomed():
     async def talk():
         early, late = Ends(), Ends()
         early.listener.stopped = True
-        early.give(request("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", KEY))
+        early.give(request(*UPGRADE))
         assert b" 503 " in early.line.sent
         assert not early.taken
         Connection(early.listener).connection_made(line := Line())
@@ -350,7 +355,7 @@ def test_who_pings_and_does_not_read_fills_no_memory():
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         raw.settimeout(PATIENCE)
         raw.connect((host, int(port)))
-        raw.sendall(request("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", KEY))
+        raw.sendall(request(*UPGRADE))
         assert raw.recv(4096).startswith(b"HTTP/1.1 101")
         raw.settimeout(0.5)
         ping, sent = b"\x89\xfd\0\0\0\0" + bytes(125), 0

@@ -94,23 +94,19 @@ def vandals(port: int, count: int, cores: set[int]) -> Iterator[None]:
             process.kill()
 
 
+@torch.inference_mode()
 def bare(agent: Agent, worlds: int, seconds: float, cores: set[int]) -> Timing:
     """The batched step in a loop: how many frames in how many seconds."""
-    with on(cores):
-        return _bare(agent, worlds, seconds)
-
-
-@torch.inference_mode()
-def _bare(agent: Agent, worlds: int, seconds: float) -> Timing:
     size = agent.config.image_size
     cache = agent.new_cache(worlds)
     frames = torch.randint(256, (worlds, size, size, 3), dtype=torch.uint8)
     uniform = torch.rand(worlds, len(agent.codec.heads))
-    begun, cpu, steps = time.perf_counter(), time.process_time(), 0
-    while time.perf_counter() < begun + seconds:
-        agent.choose(frames, cache, None, uniform)
-        steps += 1
-    return {"wall": time.perf_counter() - begun, "cpu": time.process_time() - cpu, "frames": worlds * steps}
+    with on(cores):
+        begun, cpu, steps = time.perf_counter(), time.process_time(), 0
+        while time.perf_counter() < begun + seconds:
+            agent.choose(frames, cache, None, uniform)
+            steps += 1
+        return {"wall": time.perf_counter() - begun, "cpu": time.process_time() - cpu, "frames": worlds * steps}
 
 
 def measure(options: argparse.Namespace) -> Result:
@@ -126,7 +122,7 @@ def measure(options: argparse.Namespace) -> Result:
         with server(Path(folder) / "agent", options.threads, mine) as port:
 
             def games(clients: int) -> Peer:
-                shape = {"clients": clients, "size": size, "seconds": seconds}
+                shape = {"clients": clients, "size": size, "seconds": seconds, "core": max(theirs)}
                 return Peer("games", sys.executable, port=port, threads=1, seed=options.seed, **shape)
 
             for clients in CLIENTS:

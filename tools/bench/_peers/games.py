@@ -3,8 +3,8 @@
 A frame is packed once; only its step is written into it. The mask of a client's WebSocket frame is zero, which is
 allowed, so that nothing has to be masked. Of an answer only its length is looked at, and at the end whether it was an
 action. Plain sockets and epoll: on a machine of few cores an event loop's own work would be the server's loss. All on
-one core, the last: a kernel wakes whom it writes to on the writer's own core, where the games would wait until the
-server has answered them all, while another core has nothing to do.
+one core, which they are told: a kernel wakes whom it writes to on the writer's own core, where the games would wait
+until the server has answered them all, while another core has nothing to do.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def main() -> None:
     wanted = settings()
     port, clients, size, seconds = (wanted[name] for name in ("port", "clients", "size", "seconds"))
 
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    os.sched_setaffinity(0, {wanted["core"]})
 
     def turn(_: Any) -> dict[str, Any]:
         cpu = time.process_time()
