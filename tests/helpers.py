@@ -59,8 +59,8 @@ def made_up(
     )
 
 
-def record(folder, trajectories, space: spaces.Space[Any] | None = None):
-    with TrajectoryWriter(folder, ActionCodec(space or gamepad_space()), fps=10.0, env="made-up") as writer:
+def record(folder, trajectories, space: spaces.Space[Any] | None = None, fps: float = 10.0):
+    with TrajectoryWriter(folder, ActionCodec(space or gamepad_space()), fps=fps, env="made-up") as writer:
         for trajectory in trajectories:
             writer.write(trajectory)
     return str(folder)

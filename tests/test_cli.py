@@ -93,6 +93,15 @@ def test_leading_words_are_the_first_parameter() -> None:
     assert call("--agents=[c, d]")["agents"] == ["c", "d"]
 
 
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [("evaluate", "AGENTS ..."), ("play", "AGENT"), ("push", "FOLDER TO"), ("export", "CHECKPOINT OUT")],
+)
+def test_help_shows_the_words_that_a_verb_takes_without_their_names(capsys: Any, verb: str, words: str) -> None:
+    assert main([verb, "--help"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"usage: lit-align {verb} {words} [--option VALUE ...]"
+
+
 def test_config_files_overlay_each_other_and_the_command_line_wins(tmp_path: Path) -> None:
     (tmp_path / "1.yaml").write_text("agents: [a]\nepisodes: 5\nout: results/${episodes}/${kind}\nmix: {goal: 0.5}\n")
     (tmp_path / "2.yaml").write_text("kind: b\n")

@@ -22,6 +22,7 @@ def check_function(verb: str, run: Callable[..., Any], argv: list[str]) -> None:
 
 def _parse(verb: str, run: Callable[..., Any], argv: list[str]) -> dict[str, Any]:
     parser = function_parser(f"lit-align {verb}", run)
+    parser.usage = _usage(verb, run)
     argv = _fill_flags(run, _name_leading_words(run, argv))
     check_config_files(parser, argv)
     options = parser.instantiate(parser.parse_args(argv))
@@ -33,13 +34,28 @@ def _name_leading_words(run: Callable[..., Any], argv: list[str]) -> list[str]:
     count = next((index for index, word in enumerate(argv) if word.startswith("-")), len(argv))
     if not count:
         return argv
-    parameters = list(inspect.signature(run).parameters.values())
-    if "list" in str(get_type_hints(run).get(parameters[0].name, "")):
-        return [f"--{parameters[0].name}={json.dumps(argv[:count])}", *argv[count:]]
-    # Beyond the first, only what has to be given: an option is named.
-    taking = [parameters[0], *(each for each in parameters[1:] if each.default is each.empty)]
+    taking, many = _leading(run)
+    if many:
+        return [f"--{taking[0].name}={json.dumps(argv[:count])}", *argv[count:]]
     named = [f"--{each.name}={word}" for each, word in zip(taking, argv[:count], strict=False)]
     return [*named, *argv[min(count, len(taking)) :]]
+
+
+def _leading(run: Callable[..., Any]) -> tuple[list[inspect.Parameter], bool]:
+    """The parameters that words before the first option are for, and whether it is one that takes them all."""
+    first, *others = inspect.signature(run).parameters.values()
+    if "list" in str(get_type_hints(run).get(first.name, "")):
+        return [first], True
+    # Beyond the first, only what has to be given: an option is named.
+    return [first, *(each for each in others if each.default is each.empty)], False
+
+
+def _usage(verb: str, run: Callable[..., Any]) -> str:
+    """How the verb is called, its words first, as the pages write it; the options are listed below it."""
+    taking, many = _leading(run)
+    words = [each.name.upper() + (" ..." if many else "") for each in taking]
+    shown = [word if each.default is each.empty else f"[{word}]" for word, each in zip(words, taking, strict=True)]
+    return f"lit-align {verb} {' '.join(shown)} [--option VALUE ...]"
 
 
 def _fill_flags(run: Callable[..., Any], argv: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Literal
 
@@ -22,6 +23,8 @@ from lit_align.errors import UserError
 from lit_align.spaces import ActionCodec
 
 __all__ = ["Batch", "PreferenceDataModule", "TrajectoryDataModule", "world_of"]
+
+_log = logging.getLogger(__name__)
 
 
 class TrajectoryDataModule(pl.LightningDataModule):
@@ -49,6 +52,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
     Attributes:
         codec: The action space of the data.
         vector_size: Numbers in a vector observation; 0 without vectors.
+        fps: Env steps in a second of the recorded world's time; None where the folders differ.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
         self.null_actions = null_actions
         self.seed = seed
         self.codec, self.image_size, self.vector_size = _spaces_of([*self.folders, *self.also], image_size)
+        self.fps = _speed_of([*self.folders, *self.also])
         self.augment = augment or Augment()
         self.augment.check(self.image_size)
         self._caches: list[FrameCache] = []
@@ -225,3 +230,17 @@ def _spaces_of(folders: list[str], image_size: int | None) -> tuple[ActionCodec,
     if len(vectors) > 1:
         raise UserError(f"the folders hold vectors of {sorted(vectors)} numbers; they must be the same")
     return codecs[0], sizes.pop(), vectors.pop()
+
+
+def _speed_of(folders: list[str]) -> float | None:
+    """The env steps a second that all folders were recorded at; says so where there are several."""
+    speeds = {folder: read_meta(folder).fps for folder in folders}
+    if len(set(speeds.values())) > 1:
+        told = ", ".join(f"'{folder}' {fps:g}" for folder, fps in speeds.items())
+        _log.warning(
+            "the folders were recorded at different speeds, in env steps a second: %s; an action lasts longer in one "
+            "than in another, and the agent cannot tell which",
+            told,
+        )
+        return None
+    return speeds[folders[0]]

@@ -22,6 +22,9 @@ from lit_align.spaces import ActionCodec
 if TYPE_CHECKING:
     from lit_align.models.observations import Observation, Worlds
 
+MOST_FPS = 1e6
+"""Above it a number is no speed."""
+
 
 class Agent(FolderModel):
     """A policy over categorical action heads.
@@ -51,6 +54,14 @@ class Agent(FolderModel):
         self.config = self.backbone.config
         self.head = make_heads(self.policy, config.width, codec.sizes)
         self._actor: Actor | None = None
+
+    @property
+    def fps(self) -> float | None:
+        """Env steps a second of the play that it learned from; None where its `info` does not tell."""
+        told = self.info.get("fps")
+        if isinstance(told, bool) or not isinstance(told, int | float):  # a `config.json` may come from anybody
+            return None
+        return float(told) if 0 < told <= MOST_FPS else None
 
     def log_probs_of(self, features: Tensor, actions: Tensor | None = None, temperature: float = 1.0) -> Tensor:
         """Log-probabilities `(..., heads, widest)` of every class given features `(..., width)`, float32.

@@ -95,6 +95,7 @@ class Service:
             "fingerprint": fingerprint,
             "image_size": self.image_size,
             "vector_size": self.vector_size,
+            "fps": agent.fps,
             "max_frame": limits.frame,
             "idle_timeout": limits.idle_timeout,
             "temperature": temperature,

@@ -165,6 +165,8 @@ def _what(told: Told) -> list[str]:
     lines = [f"- stage: {stage}, {_made(told)}" if told.kind == "agent" else f"- stage: {stage}"]
     lines.append(f"- environment: {code(told.world) if told.world else 'unknown'}")
     lines.append(f"- observations: {sections.observations(net.get('image_size'), net.get('vector_size'))}")
+    if (fps := number_or_none(info.get("fps"))) is not None:
+        lines.append(f"- speed: learned from {fps:g} env steps a second of the world")
     lines.append(f"- network: {_network(net)}")
     size = info.get("parameters") if number_or_none(info.get("parameters")) else facts.parameters
     lines.append(f"- parameters: {count(size)}")

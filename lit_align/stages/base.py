@@ -302,6 +302,7 @@ class Stage(pl.LightningModule):
             "train_frames": int(before.get("train_frames") or 0) + self.frames_trained,
             "train_seconds": round(float(before.get("train_seconds") or 0.0) + self.seconds_trained, 1),
             "parameters": sum(p.numel() for n, p in self.model.named_parameters() if "lora_" not in n),
+            **({"fps": before["fps"]} if before.get("fps") else {}),
         }
 
     def __getstate__(self) -> dict[str, Any]:

@@ -136,8 +136,9 @@ class Pretrain(Stage):
         self.validation_step(batch, batch_idx)
 
     def export(self, folder: str | Path) -> None:
-        """Writes `agent/`."""
-        self.leave(folder, {"data": [Path(f).name for f in self.data().folders]})
+        """Writes `agent/`; at which speed it learned to act is among its facts."""
+        data = self.data()
+        self.leave(folder, {"data": [Path(f).name for f in data.folders], "fps": data.fps})
 
 
 def targets_in(batch: Batch) -> Tensor:

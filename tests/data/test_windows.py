@@ -158,6 +158,15 @@ def test_folders_that_do_not_go_together_are_named(tmp_path):
     assert len(list(data.train_dataloader())) == 1
 
 
+def test_play_of_several_speeds_has_none_and_that_is_said(tmp_path, caplog):
+    slow, slow_too = record(tmp_path / "slow", [made_up(0, 5)]), record(tmp_path / "too", [made_up(1, 5)])
+    fast = record(tmp_path / "fast", [made_up(0, 5)], fps=60.0)
+    assert TrajectoryDataModule([slow], also=[slow_too]).fps == 10.0
+    assert not caplog.records
+    assert TrajectoryDataModule([slow], also=[fast]).fps is None
+    assert f"'{slow}' 10, '{fast}' 60" in caplog.text
+
+
 def made_up_space():
     from gymnasium import spaces
 

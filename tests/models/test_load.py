@@ -47,6 +47,16 @@ def test_a_reward_model_scores_as_the_one_that_was_saved(folders):
     assert model.score(frames()) == saved.score(frames())
 
 
+@pytest.mark.parametrize(
+    ("told", "fps"), [(8.75, 8.75), (30, 30.0), (None, None), ("30", None), (True, None), (0, None), (10**400, None)]
+)
+def test_the_speed_that_an_agent_acts_at_travels_with_it(tmp_path, told, fps):
+    agent = tiny_agent()
+    agent.info["fps"] = told
+    agent.save(tmp_path / "agent")
+    assert lit_align.load(tmp_path / "agent").fps == fps
+
+
 @pytest.mark.parametrize("kind", ["agent", "reward_model"])
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_it_is_loaded_in_fewer_bits_as_prepare_makes_it(folders, kind, precision):

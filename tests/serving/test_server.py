@@ -251,8 +251,10 @@ def test_a_step_out_of_order_is_refused_and_takes_no_step(tmp_path):
 
 def test_the_answers_are_laid_out_as_the_page_says(tmp_path):
     agent, frames = tiny_agent(), film(0, 2)
+    agent.info["fps"] = 12.5
     with running(agent, tmp_path) as server, Raw(server.address, {}) as client:
         told = client.welcome
+        assert told["fps"] == 12.5
         assert (told["type"], told["protocol"], told["image_size"], told["vector_size"]) == ("welcome", 1, 32, 0)
         assert [len(head["values"]) for head in told["heads"]] == list(agent.codec.sizes)
         assert told["actions"] == agent.codec.to_dict()

@@ -92,6 +92,7 @@ def test_a_lineage_is_whole_over_three_stages(made):
     assert found["judge"].parents[1].parents[0].meta["episodes"] == 12
     text = make_card(find(made / "aligned")).text
     assert "`base` -> `tuned` -> `aligned`, rewarded by `judge`" in text
+    assert "learned from 10 env steps a second" in text, "the speed of the play that the first of them read"
     assert "unknown:" not in text
     for name, kind in MODELS.items():
         assert fingerprint(made / name / kind)[:16] in text
