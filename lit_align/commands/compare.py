@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import difflib
+import logging
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from lit_align.errors import UserError
 __all__ = ["Annotator", "Rule", "run"]
 
 Places = NDArray[np.int64]
+_log = logging.getLogger(__name__)
 
 
 def run(
@@ -57,6 +60,7 @@ def run(
     annotator = annotator or Annotator()
     gamma = annotator.parameters()["gamma"]
     dataset = TrajectoryDataset(trajectories)
+    check_outcomes(rule, dataset, trajectories)
     ids = dataset.episodes["id"]
     worth, perceived = rule.utilities(dataset, gamma)
     rng = np.random.default_rng([seed, 1])
@@ -93,9 +97,29 @@ def run(
     line = ", ".join(f"{len(pairs)} {split} comparisons" for split, pairs in splits.items())
     if annotator.kind != "oracle":
         shares = [f"{100 * best:.1f} % ({split})" for split, (best, _) in facts.items() if best is not None]
-        line += f"; the rule agrees with the {annotator.kind} annotator on {' and '.join(shares)} of the untied ones"
+        told = f"on {' and '.join(shares)} of the untied ones" if shares else "on none: all are ties"
+        line += f"; the rule agrees with the {annotator.kind} annotator {told}"
     print(line)  # noqa: T201  what the command found
     (Path(out) / "headline.txt").write_text(line + "\n")
+
+
+def check_outcomes(rule: Rule, dataset: TrajectoryDataset, folder: str) -> None:
+    """Says which outcomes of a ranking no episode has.
+
+    Raises:
+        UserError: One of them looks like an outcome that there is and that the ranking lacks, which would be preferred
+            to nothing.
+    """
+    ranked = {outcome for group in rule.ranking for outcome in group}
+    there = set(dataset.episodes["outcome"].astype(str).tolist())
+    for outcome in sorted(ranked - there):
+        near = {other.casefold(): other for other in there - ranked}
+        if found := difflib.get_close_matches(outcome.casefold(), near, n=1, cutoff=0.8):
+            raise UserError(
+                f"rule.ranking names {outcome!r}, and no episode of '{folder}' ends so; did you mean "
+                f"{near[found[0]]}? (outcomes {dataset.meta.outcomes})"
+            )
+        _log.warning("no episode of '%s' ends %s, which rule.ranking names", folder, outcome)
 
 
 def agreement(pairs: Preferences) -> tuple[float | None, int]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 
 from lit_align.data.trajectories import TrajectoryDataset
 from lit_align.data.trajectory import ENDED, Trajectory
+from lit_align.errors import UserError
 from lit_align.files import write_whole
 from lit_align.hub import called
 
@@ -43,6 +45,12 @@ def run(reward_model: str, trajectories: str, out: str, batch_size: int = 16, th
             part = [dataset[i] for i in range(at, min(at + 64, len(dataset)))]
             values = in_batches(part, batch_size, run_on)
             scores |= {str(t.id): value for t, value in zip(part, values, strict=True)}
+    if bad := [number for number, score in scores.items() if not math.isfinite(score)]:
+        raise UserError(
+            f"the reward model '{reward_model}' gives {len(bad)} of {len(scores)} episodes a score that is not finite "
+            f"(first: {scores[bad[0]]} for episode {bad[0]}), and nothing is written; its training diverged: train it "
+            "again"
+        )
     target = Path(out)
     content = {
         "schema": 1,

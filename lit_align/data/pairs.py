@@ -56,6 +56,9 @@ class PairIndex:
 class PreferenceDataModule(pl.LightningDataModule):
     """Comparisons of trajectories. A batch holds each trajectory once and every labelled pair among them.
 
+    Of each pair it holds its number among the training comparisons (`pair`), the places of the two in the batch
+    (`chosen`, `rejected`), `tie` and `margin`, all `(pairs,)`.
+
     Args:
         preferences: A folder of preferences.
         trajectories: The trajectories that it compares; None takes the folder that the preferences name.
@@ -132,6 +135,7 @@ class PreferenceDataModule(pl.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Opens the memory map and finds the episodes."""
         self.cache = FrameCache(self.folder, self.wanted_size)
+        self._check_pairs()
         overlap = np.intersect1d(self._ids(self.train_pairs), self._ids(self.test_pairs))
         if len(overlap):
             raise UserError(
@@ -139,6 +143,24 @@ class PreferenceDataModule(pl.LightningDataModule):
                 f"(first: {overlap[0]}); split by episode"
             )
         self._index = PairIndex(self.train_pairs)
+
+    def _check_pairs(self) -> None:
+        """Raises UserError if an episode is compared that is not there, or with itself."""
+        there = self.cache.dataset.episodes["id"]
+        for split, pairs in (("training", self.train_pairs), ("test", self.test_pairs)):
+            lacking = np.setdiff1d(self._ids(pairs), there)
+            if len(lacking):
+                raise UserError(
+                    f"{len(lacking)} episodes of the {split} comparisons of '{self.preferences}' are not among the "
+                    f"{len(there)} of '{self.folder}' (first: {lacking[0]}); expected the trajectories that were "
+                    "compared: set data.trajectories"
+                )
+            (same,) = np.nonzero(pairs.chosen == pairs.rejected)
+            if len(same):
+                raise UserError(
+                    f"{len(same)} {split} comparisons of '{self.preferences}' are of an episode with itself (first: "
+                    f"{pairs.chosen[same[0]]}); expected two episodes in each"
+                )
 
     @staticmethod
     def _ids(pairs: Preferences) -> NDArray[np.int64]:
@@ -182,6 +204,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         ids = self._ids(Preferences(pairs.chosen[picked], pairs.rejected[picked]))
         return {
             **self._observations(ids),
+            "pair": torch.from_numpy(picked),
             "chosen": torch.from_numpy(np.searchsorted(ids, pairs.chosen[picked])),
             "rejected": torch.from_numpy(np.searchsorted(ids, pairs.rejected[picked])),
             "tie": torch.from_numpy(pairs.tie[picked].copy()),

@@ -102,4 +102,11 @@ def read_scores(path: str | Path, dataset: TrajectoryDataset) -> NDArray[np.floa
             f"'{path}' has no score for {len(missing)} of the {len(dataset)} episodes of '{dataset.folder}' "
             f"(first: {missing[0]})"
         )
-    return np.array([scores[str(int(e))] for e in dataset.episodes["id"]], np.float64)
+    found = np.array([scores[str(int(e))] for e in dataset.episodes["id"]], np.float64)
+    if not np.isfinite(found).all():
+        episode = int(dataset.episodes["id"][~np.isfinite(found)][0])
+        raise UserError(
+            f"'{path}' holds {int((~np.isfinite(found)).sum())} scores that are not finite (first: of episode "
+            f"{episode}); expected numbers: make it again by 'lit-align score'"
+        )
+    return found

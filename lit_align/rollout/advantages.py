@@ -41,7 +41,7 @@ def totals(rewards: list[Tensor]) -> Tensor:
     return torch.stack([reward.sum() for reward in rewards])
 
 
-def of_episodes(returns: Tensor, estimator: Estimator, group: int, whole: Moments) -> Tensor:
+def of_episodes(returns: Tensor, estimator: Estimator, group: int, whole: Moments, min_std: float = 0.0) -> Tensor:
     """Advantages that all actions of an episode share.
 
     - `reinforce`: R - mean over the iteration.
@@ -53,6 +53,7 @@ def of_episodes(returns: Tensor, estimator: Estimator, group: int, whole: Moment
         estimator: Not `ppo`, whose advantages are each step's own: see `gae`.
         group: Episodes in a group; 1 takes the whole iteration for one.
         whole: Of the returns of the whole iteration, over all processes.
+        min_std: `grpo` divides by no less than this.
 
     Returns:
         `(n,)`, float32.
@@ -67,7 +68,7 @@ def of_episodes(returns: Tensor, estimator: Estimator, group: int, whole: Moment
     else:
         above, std, count = rows - whole.mean, rows.new_tensor(whole.std), whole.count
     # R_i - mean of the others = (R_i - mean of all) n / (n - 1)
-    found = above * count / (count - 1) if estimator == "rloo" else above / (std + TINY)
+    found = above * count / (count - 1) if estimator == "rloo" else above / (std.clamp_min(min_std) + TINY)
     return found.flatten().float()
 
 

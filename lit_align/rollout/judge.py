@@ -100,13 +100,19 @@ class Judge:
         return rollouts
 
     def _shared(self, returns: Tensor, moments: Callable[..., Moments]) -> Tensor:
-        """Advantages `(n,)` of whole episodes."""
+        """Advantages `(n,)` of whole episodes.
+
+        Those of `grpo` are in units of their group's spread already: `min_std` is held against that, and what scales
+        them is their spread without it, lest that undo it.
+        """
         whole = self.returns if self.estimator == "reinforce" else moments(returns, about=self.returns.mean)
         advantages = of_episodes(returns, self.estimator, self.group, whole)
-        if self.scale:
-            std = whole.std if self.estimator == "reinforce" else moments(advantages).std
-            advantages = advantages / (max(std, self.min_std) + TINY)
-        return advantages
+        if not self.scale:
+            return advantages
+        std = whole.std if self.estimator == "reinforce" else moments(advantages).std
+        if self.estimator != "grpo":
+            return advantages / (max(std, self.min_std) + TINY)
+        return of_episodes(returns, self.estimator, self.group, whole, self.min_std) / (std + TINY)
 
     def _of_steps(
         self,

@@ -116,23 +116,34 @@ class LearnedReward:
     Args:
         source: The reward model's folder.
         pessimism: The reward is the mean over the K heads minus this many of their standard deviations (of the sample,
-            K - 1), of normalised rewards.
+            K - 1), of normalised rewards. Below 0 for a reward that is to be avoided.
     """
 
     def __init__(self, source: str, pessimism: float = 0.0) -> None:
+        self.source = source
         self.model = RewardModel.load(source).eval().requires_grad_(False)
         if pessimism and self.model.heads < 2:
             raise UserError(
-                f"model.pessimism is {pessimism}; the reward model '{source}' has one head, and one head cannot "
+                f"model.pessimism is {abs(pessimism)}; the reward model '{source}' has one head, and one head cannot "
                 "disagree: expected pessimism of 0, or a reward model that was trained with --model.heads 2 or more"
             )
         self.pessimism = pessimism
 
     @torch.no_grad()
     def __call__(self, trajectories: list[Trajectory]) -> tuple[list[Tensor], Tensor | None]:
-        """See `Source`."""
+        """See `Source`.
+
+        Raises:
+            UserError: The model gives numbers that are not finite.
+        """
         rows = 16 if self.model.config.image_size else 256
         found = in_batches(trajectories, rows, self._score)
+        for trajectory, (rewards, _) in zip(trajectories, found, strict=True):
+            if not rewards.isfinite().all():
+                raise UserError(
+                    f"the reward model '{self.source}' gave episode {trajectory.id} a reward that is not finite; its "
+                    "training diverged: train it again"
+                )
         spreads = torch.stack([spread for _, spread in found]) if self.model.heads > 1 else None
         return [rewards for rewards, _ in found], spreads
 
@@ -165,13 +176,15 @@ class Rewards:
 
     Args:
         sources: Weight of each source: a reward model's folder, `env`, or `package.module:function`.
-        pessimism: See `LearnedReward`; of every reward model.
+        pessimism: How many standard deviations of its heads are taken off a reward model's reward, or added to one
+            whose weight is below 0; 0 or more. See `LearnedReward`.
 
     Attributes:
         names: A short name of each source, for metrics: the run's folder, the function, `env`.
         models: The reward models among them, by name.
         ends: Whether nothing is to be had after an episode's last step, however it ended: a learned reward judges the
-            episode as it is, while the world's reward would have gone on after a time limit.
+            episode as it is, while the world's reward would have gone on after a time limit. Of both it is the former
+            that counts: the values tell the learned reward too, and would pay it twice.
 
     Raises:
         UserError: A source is not there, a weight is no number, or pessimism has no heads to compare.
@@ -181,11 +194,14 @@ class Rewards:
         if not all(math.isfinite(weight) for weight in sources.values()):
             raise UserError(f"model.rewards is {sources}; expected a finite weight for each source")
         self.weights = list(sources.values())
-        self.sources: list[Source] = [_load(source, pessimism) for source in sources]
+        # What is held against a model's reward is to its disadvantage whichever way that is weighed.
+        self.sources: list[Source] = [
+            _load(source, math.copysign(pessimism, weight)) for source, weight in sources.items()
+        ]
         self.names = _names(list(sources))
         learned = {n: s.model for n, s in zip(self.names, self.sources, strict=True) if isinstance(s, LearnedReward)}
         self.models: dict[str, RewardModel] = learned
-        self.ends = len(learned) == len(sources)
+        self.ends = bool(learned)
         if pessimism and not learned:
             raise UserError(
                 f"model.pessimism is {pessimism}, and there is no reward model whose heads it could compare: expected 0"

@@ -11,6 +11,7 @@ one that played) that is logged as `policy/kl_conditional`.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from lit_align.data.modules import Batch
@@ -34,6 +36,7 @@ from lit_align.rollout.together import gathered, together
 from lit_align.stages.align_checks import check_networks, wrong_options
 from lit_align.stages.base import Stage, channels_last, fingerprint_of, need_folder, step_mask
 from lit_align.stages.best import BestWeights
+from lit_align.stages.finite import MEND
 from lit_align.stages.optim import OptimizerConfig
 from lit_align.stages.policy_loss import UpdateMeans, adapted, surrogate, value_error
 from lit_align.stages.sharding import reshard
@@ -76,6 +79,7 @@ class Align(Stage):
             taken off before.
         min_std: With `scale_advantages`, divide by no less than this (a reward model's rewards had a standard deviation
             of 1 when it was made): where nearly all episodes earn the same, what still sets them apart is noise. With
+            grpo it is the standard deviation of each group that is held against it. With
             ppo, whose advantages are of steps, it is the standard deviation of the episodes' returns that is held
             against it: where that is smaller, advantages (over their own) shrink by as much.
         optimizer: Optimiser and schedule.
@@ -158,6 +162,11 @@ class Align(Stage):
     def keeps_best(self) -> bool:
         """Whether the best weights so far are kept, since they may be what the run leaves."""
         return self.leaves == "best" or self.max_kl is not None
+
+    @property
+    def ends_if_diverged(self) -> bool:
+        """Not where an agent from before that was kept: it is left then."""
+        return not self.keeps_best
 
     @property
     def model(self) -> Agent:
@@ -331,6 +340,12 @@ class Align(Stage):
         self.log_dict({**self._play, **values, "iteration": float(iteration)}, rank_zero_only=False)
         if self.keeps_best and not self._spent:
             self._best.offer(iteration, judge.returns.mean)
+        if self.keeps_best and self.has_diverged():
+            rank_zero_warn(
+                f"iteration {iteration} left weights that are not finite: the run ends, and leaves the agent of "
+                f"iteration {self._best.iteration}; {MEND.format(lr=self.optimizer.lr)}"
+            )
+            self._last_kl = math.nan  # which a checkpoint keeps
         self._stop_when_spent()
 
     @property
@@ -338,7 +353,7 @@ class Align(Stage):
         return self.max_kl is not None and not self._last_kl <= self.max_kl  # a KL that is no number has spent it
 
     def _stop_when_spent(self) -> None:
-        if self._spent:
+        if self._spent or math.isnan(self._last_kl):
             self.trainer.should_stop = True
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -21,6 +21,7 @@ from lit_align.models.config import BackboneConfig
 from lit_align.models.folder import fingerprint
 from lit_align.models.reward import RewardModel
 from lit_align.stages.fake import Imitation
+from lit_align.stages.finite import MEND, check_left, is_finite
 from lit_align.stages.flops import ModelFlops, count_flops, peak_flops
 from lit_align.stages.fsdp import check_strategy
 from lit_align.stages.memory import give_back_sooner
@@ -162,8 +163,13 @@ class Stage(pl.LightningModule):
         return mean * (here * ranks / every.clamp_min(1))
 
     def leave(self, folder: str | Path, facts: dict[str, Any]) -> None:
-        """Writes the network into a run's folder, adapters merged, with its lineage and more facts."""
+        """Writes the network into a run's folder, adapters merged, with its lineage and more facts.
+
+        Raises:
+            ValueError: Training diverged; nothing is written then.
+        """
         plain = as_plain(self.left)
+        check_left(plain, f"'{Path(folder) / self.folder}'", self.name, self.optimizer.lr)
         plain.info = {**self.lineage(self._parent), **facts}
         plain.save(Path(folder) / self.folder)
 
@@ -245,12 +251,29 @@ class Stage(pl.LightningModule):
         if step == self._line_at or (step > 1 and step % self.log_every):
             return
         self._line_at = step
+        if self.ends_if_diverged and self.has_diverged():
+            raise UserError(
+                f"{self.name} diverged: weights are not finite after optimizer step {step}; "
+                f"{MEND.format(lr=self.optimizer.lr)}, and start again"
+            )
         values = {**self._speed.line(), "train/memory_mb": peak_memory(device) / 1e6}
         values |= {"frames": float(self.frames_trained), "epoch": trainer.current_epoch}
         # Not by `self.log`: Lightning writes that on steps of its own count, which is not at 1 and moves by one after
         # some resumes.
         for logger in trainer.loggers if trainer.is_global_zero else ():
             logger.log_metrics(values, step=step - 1)
+
+    @property
+    def ends_if_diverged(self) -> bool:
+        """Whether a run ends in an error where its weights are found to be no numbers any more."""
+        return True
+
+    def has_diverged(self) -> bool:
+        """Whether weights that train are no numbers any more; asked, and answered alike, by every process."""
+        bad = (~is_finite(self.trained)).to(self.device, torch.float32)
+        if self.is_sharded:
+            torch.distributed.all_reduce(bad)
+        return bool(bad > 0)
 
     def on_validation_end(self) -> None:
         """Validation does not count as training time."""

@@ -17,7 +17,7 @@ from torchmetrics import CatMetric, MeanMetric
 
 from lit_align.data.loader import Batch, world_of
 from lit_align.data.pairs import PreferenceDataModule
-from lit_align.errors import raise_all
+from lit_align.errors import UserError, raise_all
 from lit_align.evaluation.calibration import CalibrationError, GroupAccuracy, gaps_of
 from lit_align.models.agent import Agent
 from lit_align.models.folder import read_config
@@ -26,6 +26,9 @@ from lit_align.stages.base import Stage, check_observations, need_folder
 from lit_align.stages.flops import ModelFlops
 from lit_align.stages.optim import OptimizerConfig
 from lit_align.stages.training import TrainConfig
+
+DRAWS = 3
+"""The stream of random numbers that says which head learns from which comparison."""
 
 
 class Reward(Stage):
@@ -37,6 +40,8 @@ class Reward(Stage):
     Args:
         heads: Scalar heads, an ensemble at the price of one; each learns on its own. None: 1, or as many as the reward
             model has that the run starts from.
+        bootstrap: Of several heads, the fraction of the comparisons that each learns from, drawn for it alone (Osband
+            et al. 2016, arXiv 1602.04621): heads that learned the same from the same would agree everywhere.
         readout: `last` reads a trajectory's reward at its last frame, `sum` adds up every frame's. None: `last`, or
             that of the reward model that the run starts from.
         label_smoothing: Probability that a label is taken to be wrong.
@@ -55,6 +60,7 @@ class Reward(Stage):
     def __init__(
         self,
         heads: int | None = None,
+        bootstrap: float = 0.5,
         readout: Readout | None = None,
         label_smoothing: float = 0.0,
         train: TrainConfig | None = None,
@@ -63,13 +69,21 @@ class Reward(Stage):
         random_init: bool = False,
     ) -> None:
         super().__init__(need_folder(init_from, "a reward model (its backbone)"), random_init, optimizer, train)
-        self.heads, self.readout, self.label_smoothing = heads, readout, label_smoothing
+        if not 0 < bootstrap <= 1:
+            raise UserError(f"model.bootstrap is {bootstrap}; expected a fraction above 0 and up to 1")
+        if not 0 <= label_smoothing < 0.5:
+            raise UserError(
+                f"model.label_smoothing is {label_smoothing}; expected 0 or more, and below 0.5: labels that are wrong "
+                "half of the time teach nothing"
+            )
+        self.heads, self.bootstrap, self.readout, self.label_smoothing = heads, bootstrap, readout, label_smoothing
         self.reward_model: RewardModel | None = None
         self.train_loss, self.train_accuracy = MeanMetric(), MeanMetric()
         self.seen = CatMetric(nan_strategy="disable")
         self.calibration, self.by_gap = CalibrationError(), GroupAccuracy()
         self.measured: dict[str, Any] = {}
         self._normalised = self._has_features = False
+        self._learns: Tensor | None = None
 
     @property
     def model(self) -> RewardModel:
@@ -173,21 +187,35 @@ class Reward(Stage):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One optimizer step's loss over all pairs of the batch; a tie pulls both rewards together."""
         rewards = self._rewards(batch)
-        loss = pairwise_loss(rewards, batch["chosen"], batch["rejected"], batch["tie"], self.label_smoothing)
-        loss = self.evenly(loss, len(batch["chosen"]))
+        taught = self._taught(batch)
+        loss = pairwise_loss(rewards, batch["chosen"], batch["rejected"], batch["tie"], self.label_smoothing, taught)
+        loss = self.evenly(loss, len(batch["chosen"]) if taught is None else taught.sum())
         self.train_loss.update(loss.detach())
         untied = ~batch["tie"]
         if untied.any():
             gap = (rewards[batch["chosen"]] - rewards[batch["rejected"]]).detach()
             self.train_accuracy.update((gap.mean(1) > 0).float()[untied].mean())
         if (self.trainer.global_step + 1) % self.log_every == 0:
-            self.log_dict(
-                {"train/loss": self.train_loss.compute(), "train/accuracy": self.train_accuracy.compute()},
-                prog_bar=True,
-            )
+            means = {"train/loss": self.train_loss.compute(), "train/accuracy": self.train_accuracy.compute()}
+            # Of ties alone there is no accuracy.
+            told = {name: mean for name, mean in means.items() if mean is not None and mean.isfinite()}
+            self.log_dict(told, prog_bar=True)
             self.train_loss.reset()
             self.train_accuracy.reset()
         return loss
+
+    def _taught(self, batch: Batch) -> Tensor | None:
+        """Which heads learn from which comparisons of a batch `(pairs, K)`, bool; None where all learn from all.
+
+        The same for a comparison in whichever batch, process, epoch or start of the run it is met.
+        """
+        if self.bootstrap == 1 or (heads := self.model.heads) == 1:
+            return None
+        if self._learns is None:
+            data = self.data()
+            drawn = np.random.default_rng([data.seed, DRAWS]).random((len(data.train_pairs), heads), np.float32)
+            self._learns = torch.from_numpy(drawn < self.bootstrap).to(batch["pair"].device)
+        return self._learns[batch["pair"]]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Rewards of the test trajectories, each once, by every head."""
@@ -319,7 +347,14 @@ class Reward(Stage):
         self.leave(folder, facts)
 
 
-def pairwise_loss(rewards: Tensor, chosen: Tensor, rejected: Tensor, tie: Tensor, label_smoothing: float) -> Tensor:
+def pairwise_loss(
+    rewards: Tensor,
+    chosen: Tensor,
+    rejected: Tensor,
+    tie: Tensor,
+    label_smoothing: float,
+    taught: Tensor | None = None,
+) -> Tensor:
     """Mean binary cross-entropy of comparisons, over all of them and all heads.
 
     Args:
@@ -328,7 +363,11 @@ def pairwise_loss(rewards: Tensor, chosen: Tensor, rejected: Tensor, tie: Tensor
         rejected: The other one `(pairs,)`.
         tie: Whether neither is `(pairs,)`, bool; the target is 0.5 then.
         label_smoothing: Probability that a label is taken to be wrong.
+        taught: Which heads a pair counts for `(pairs, K)`, bool; None for all.
     """
     gap = rewards[chosen] - rewards[rejected]
     target = torch.where(tie, 0.5, 1.0 - label_smoothing)[:, None].expand_as(gap)
-    return F.binary_cross_entropy_with_logits(gap, target)
+    if taught is None:
+        return F.binary_cross_entropy_with_logits(gap, target)
+    each = F.binary_cross_entropy_with_logits(gap, target, reduction="none")
+    return (each * taught).sum() / taught.sum().clamp_min(1)

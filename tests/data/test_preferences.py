@@ -119,6 +119,32 @@ def test_comparisons_that_leak_are_refused(tmp_path):
         PreferenceDataModule(str(tmp_path / "pairs")).setup()
 
 
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [
+        (
+            [(0, 1), (2, 9), (8, 1)],
+            r"2 episodes of the training comparisons .* not among the 4 .*first: 8.*trajectories",
+        ),
+        ([(0, 1), (2, 2)], r"1 training comparisons .* of an episode with itself \(first: 2\)"),
+    ],
+)
+def test_comparisons_of_what_is_not_there_are_refused_before_training(tmp_path, pairs, said):
+    play = record(tmp_path / "play", [made_up(i, 3) for i in range(4)])
+    write_preferences(tmp_path / "pairs", {"train": pairs_of(pairs)}, PreferenceMeta(play), "today")
+    with pytest.raises(UserError, match=said):
+        PreferenceDataModule(str(tmp_path / "pairs")).setup()
+
+
+def test_a_misspelt_outcome_is_refused_and_one_that_never_came_is_told(tmp_path, caplog):
+    play = record(tmp_path / "play", [made_up(i, 3, outcome=("left", "none")[i % 2]) for i in range(12)])
+    for wrong in ("lefft", "LEFT"):
+        with pytest.raises(UserError, match=rf"names '{wrong}', and no episode .* ends so; did you mean left\?"):
+            compare.run(play, str(tmp_path / "pairs"), compare.Rule("left", [[wrong], ["none"]]), 5, 2)
+    compare.run(play, str(tmp_path / "pairs"), compare.Rule("left", [["left"], ["right"], ["none"]]), 5, 2)
+    assert "ends right, which rule.ranking names" in caplog.text
+
+
 def pairs_of(pairs: list[tuple[int, int]], ties: Collection[int] = ()) -> Preferences:
     chosen, rejected = (np.array(side, np.int64) for side in zip(*pairs, strict=True))
     tie = np.array([i in ties for i in range(len(pairs))])

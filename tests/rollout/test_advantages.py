@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_align.rollout.advantages import Estimator, Moments, explained_variance, gae, of_episodes, totals
+from lit_align.rollout.judge import Judge
+from lit_align.rollout.rewards import Rewards
 
 NUMBERS = st.floats(-10, 10, width=32)
 
@@ -64,6 +66,18 @@ def test_groups_are_compared_as_their_papers_say(returns, group):
     assert of_episodes(given_returns, "reinforce", group, whole).tolist() == pytest.approx(
         [r - mean for r in returns], abs=1e-5
     )
+
+
+def test_scaled_advantages_of_groups_shrink_where_a_group_differs_by_less_than_the_floor():
+    returns = torch.tensor([1.0, 1.001, 5.0, 3.0, 2.0, 2.0])
+    stds = np.array([0.0005, 1.0, 0.0]).repeat(2)
+    signs = np.array([-1, 1, 1, -1, 0, 0])
+    spread = np.sqrt((signs**2).mean())  # of what they are without a floor: one standard deviation each, or none
+    for floor in (0.0, 0.5, 4.0):
+        judge = Judge(Rewards({"env": 1.0}), None, "grpo", group=2, scale=True, min_std=floor)
+        found = judge._shared(returns, lambda values, about=0.0: moments(values.tolist()))
+        damped = stds / np.maximum(stds, floor).clip(1e-12)
+        np.testing.assert_allclose(found, signs * damped / spread, atol=3e-3)
 
 
 class Bandit:

@@ -95,11 +95,23 @@ def test_pessimism_takes_standard_deviations_off_the_mean(tmp_path):
     for one, before, after in zip(EPISODES, plain, wary, strict=True):
         heads = by_hand(made, one)
         assert float(before[-1] - after[-1]) == pytest.approx(2.0 * heads.std(ddof=1), abs=1e-4)
+    # A reward to be avoided is taken to be larger where heads disagree: the weighted sum is smaller, too.
+    plain, wary = (Rewards({folder: -0.5, "env": 0.0}, p)(EPISODES).rewards for p in (0.0, 2.0))
+    for one, before, after in zip(EPISODES, plain, wary, strict=True):
+        assert float(before[-1] - after[-1]) == pytest.approx(0.5 * 2.0 * by_hand(made, one).std(ddof=1), abs=1e-4)
     _, single = model(tmp_path / "one" / "reward_model")
     with pytest.raises(UserError, match=r"pessimism is 2\.0; .*one head cannot disagree.*--model.heads 2"):
         Rewards({folder: 1.0, single: 1.0}, 2.0)
     with pytest.raises(UserError, match="pessimism is 2.0, and there is no reward model"):
         Rewards({"env": 1.0}, 2.0)
+
+
+def test_a_model_that_diverged_is_named_before_anything_learns_from_it(tmp_path):
+    made, folder = model(tmp_path / "left" / "reward_model")
+    made.head.weight.data[0, 3] = float("nan")
+    made.save(folder)
+    with pytest.raises(UserError, match=r"left/reward_model' gave episode 0 a reward that is not finite"):
+        Rewards({folder: 1.0})(EPISODES)
 
 
 def test_the_worlds_reward_and_functions_are_taken_step_by_step():
@@ -133,7 +145,7 @@ def test_names_differ_and_an_end_is_one_only_for_what_is_learned(tmp_path):
     assert list(both.models) == both.names
     assert both.ends
     assert not Rewards({"env": 1.0}).ends
-    assert not Rewards({folders[0]: 1.0, "env": 1.0}).ends
+    assert Rewards({folders[0]: 1.0, "env": 1.0}).ends, "values would pay the learned part a second time"
 
 
 @pytest.mark.parametrize(

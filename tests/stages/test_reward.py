@@ -19,9 +19,10 @@ from lit_align.data.pairs import PreferenceDataModule
 from lit_align.data.preferences import PreferenceMeta, Preferences, write_preferences
 from lit_align.data.trajectories import TrajectoryDataset
 from lit_align.data.trajectory import Trajectory
+from lit_align.errors import UserError
 from lit_align.models.backbone import Backbone
 from lit_align.models.reward import RewardModel
-from lit_align.stages.reward import Reward
+from lit_align.stages.reward import Reward, pairwise_loss
 from tests.helpers import SIZE, made_up, record, tiny_agent
 from tests.stages.runs import CPU, Process, assert_same_weights, rows
 
@@ -52,7 +53,7 @@ pairs = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.booleans()),
 @settings(max_examples=100, deadline=None)
 @given(rewards, pairs, st.sampled_from([0.0, 0.1, 0.25]))
 def test_the_loss_is_the_closed_form_of_bradley_and_terry(rewards, pairs, smoothing):
-    stage, table = a_stage(label_smoothing=smoothing), Table(rewards)
+    stage, table = a_stage(label_smoothing=smoothing, bootstrap=1.0), Table(rewards)
     stage.reward_model = table  # type: ignore[assignment]
     chosen, rejected, tie = (torch.tensor(side) for side in zip(*pairs, strict=True))
     batch = {**NOTHING, "chosen": chosen, "rejected": rejected, "tie": tie}
@@ -76,7 +77,7 @@ def test_the_loss_is_the_closed_form_of_bradley_and_terry(rewards, pairs, smooth
 
 def test_a_tie_is_best_at_equal_rewards_and_smoothing_bounds_the_gap():
     def loss_at(gap: float, tie: bool, smoothing: float = 0.0) -> float:
-        stage = a_stage(label_smoothing=smoothing)
+        stage = a_stage(label_smoothing=smoothing, bootstrap=1.0)
         stage.reward_model = Table([[gap], [0.0]])  # type: ignore[assignment]
         one = {"chosen": torch.tensor([0]), "rejected": torch.tensor([1]), "tie": torch.tensor([tie])}
         return float(stage.training_step({**NOTHING, **one}, 0).detach())
@@ -86,6 +87,63 @@ def test_a_tie_is_best_at_equal_rewards_and_smoothing_bounds_the_gap():
     assert np.argmin([loss_at(g, False) for g in gaps]) == len(gaps) - 1  # the further apart the better
     best = gaps[np.argmin([loss_at(g, False, 0.1) for g in gaps])]
     assert best == pytest.approx(math.log(0.9 / 0.1), abs=0.051)  # the gap at which P is 0.9
+
+
+def taught(stage: Reward, count: int, heads: int, seed: int, numbers: torch.Tensor) -> np.ndarray:
+    """Which of some comparisons move which head `(numbers, heads)`: each is alone in a batch, of two episodes."""
+    moved = np.zeros((len(numbers), heads))
+    for row, number in enumerate(numbers):
+        table = Table(torch.zeros(2, heads).tolist())
+        table.heads = heads  # type: ignore[assignment]
+        stage.reward_model = table  # type: ignore[assignment]
+        data = SimpleNamespace(seed=seed, train_pairs=range(count))
+        stage.trainer = SimpleNamespace(global_step=0, log_every_n_steps=10**9, datamodule=data)  # type: ignore[assignment]
+        one = {"chosen": torch.tensor([0]), "rejected": torch.tensor([1]), "tie": torch.tensor([False])}
+        stage.training_step({**NOTHING, **one, "pair": number[None]}, 0).backward()
+        assert table.rewards.grad is not None
+        moved[row] = table.rewards.grad[0].abs().numpy() > 0
+    return moved
+
+
+def test_each_head_of_an_ensemble_learns_from_comparisons_of_its_own():
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(1))
+    found = taught(a_stage(), 200, 3, 4, order)
+    assert np.all((found.mean(0) > 0.4) & (found.mean(0) < 0.6))  # half of 200, within 2.8 standard deviations
+    both = [(found[:, a] * found[:, b]).mean() for a, b in ((0, 1), (0, 2), (1, 2))]
+    assert 0.15 < min(both) <= max(both) < 0.35, "as often as two coins say so"
+    again = taught(a_stage(), 200, 3, 4, torch.arange(200))
+    assert np.array_equal(again[order.numpy()], found), "whatever the order, and in a run that begins anew"
+    assert np.array_equal(taught(a_stage(), 50, 3, 4, torch.arange(50)), again[:50]), "fewer are the first of more"
+    assert not np.array_equal(taught(a_stage(), 200, 3, 5, order), found), "another seed"
+    assert taught(a_stage(bootstrap=1.0), 9, 3, 4, torch.arange(9)).all()
+    assert taught(a_stage(bootstrap=0.1), 200, 3, 4, torch.arange(200)).mean() == pytest.approx(0.1, abs=0.05)
+
+
+def test_a_heads_loss_is_the_mean_over_its_own_comparisons():
+    rewards = torch.randn(4, 2, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    chosen, rejected, tie = torch.tensor([0, 1, 2]), torch.tensor([3, 2, 0]), torch.tensor([False, True, False])
+    kept = torch.tensor([[True, False], [True, True], [False, False]])
+    loss = pairwise_loss(rewards, chosen, rejected, tie, 0.0, kept)
+    by_hand = [
+        pairwise_loss(rewards[:, k : k + 1], chosen[[i]], rejected[[i]], tie[[i]], 0.0)
+        for i, k in ((0, 0), (1, 0), (1, 1))
+    ]
+    torch.testing.assert_close(loss, torch.stack(by_hand).mean())
+    assert float(pairwise_loss(rewards, chosen, rejected, tie, 0.0, torch.zeros_like(kept)).detach()) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"label_smoothing": 0.5}, r"label_smoothing is 0\.5; expected 0 or more, and below 0\.5"),
+        ({"label_smoothing": -0.1}, "label_smoothing is -0.1"),
+        ({"bootstrap": 0.0}, r"bootstrap is 0\.0; expected a fraction above 0"),
+        ({"bootstrap": 1.5}, "bootstrap is 1.5"),
+    ],
+)
+def test_fractions_that_are_none_are_refused(options, said):
+    with pytest.raises(UserError, match=said):
+        a_stage(**options)
 
 
 @torch.no_grad()
