@@ -20,7 +20,8 @@ def is_finite(network: nn.Module) -> Tensor:
     """
     here = [parameter.detach() for parameter in network.parameters() if parameter.requires_grad]
     local = [part.to_local() if hasattr(part, "to_local") else part for part in here]
-    return torch.nn.utils.get_total_norm(local, float("inf")).isfinite()
+    # A process may have nothing of a small parameter, and nothing has no largest number.
+    return torch.nn.utils.get_total_norm([part for part in local if part.numel()], float("inf")).isfinite()
 
 
 def check_left(network: nn.Module, folder: str, stage: str, lr: float) -> None:

@@ -5,6 +5,7 @@ import math
 import re
 
 import pytest
+import torch
 from torch import nn
 
 from lit_align.cli import main
@@ -62,6 +63,7 @@ def test_alignment_that_keeps_its_best_leaves_that(folder, tmp_path, keeps):
 
 def test_every_parameter_that_trains_counts():
     network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    network.nothing = nn.Parameter(torch.zeros(0))  # as of a network that is shared out among processes
     assert is_finite(network)
     for value in (math.nan, math.inf, -math.inf):
         network[1].bias.data[1] = value
