@@ -95,7 +95,7 @@ def test_leading_words_are_the_first_parameter() -> None:
 
 @pytest.mark.parametrize(
     ("verb", "words"),
-    [("evaluate", "AGENTS ..."), ("play", "AGENT"), ("push", "FOLDER TO"), ("export", "CHECKPOINT OUT")],
+    [("evaluate", "AGENTS ..."), ("play", "AGENT"), ("push", "FOLDER TO"), ("compare", "TRAJECTORIES OUT")],
 )
 def test_help_shows_the_words_that_a_verb_takes_without_their_names(capsys: Any, verb: str, words: str) -> None:
     assert main([verb, "--help"]) == 0

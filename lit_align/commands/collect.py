@@ -10,7 +10,7 @@ from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from lit_align import __version__
 from lit_align.data.trajectories import Meta, TrajectoryWriter
-from lit_align.envs.gym import Observations
+from lit_align.envs.gym import Observations, fps_of
 from lit_align.errors import UserError
 from lit_align.hub import called
 from lit_align.rollout.recording import Play, Recordings, agent_plays, players_play
@@ -80,7 +80,7 @@ def run(
     world = play.make_world()
     try:
         Observations.of(world)  # a world that nobody can record is found before anything is played
-        codec, fps = ActionCodec(world.action_space), float(world.metadata.get("render_fps", 30.0))
+        codec, fps = ActionCodec(world.action_space), fps_of(world)
     finally:
         world.close()
     provenance: dict[str, Any] = {"version": __version__, "purpose": purpose, "seed": seed, "only": only}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import difflib
 import logging
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,7 @@ from lit_align import __version__
 from lit_align.data.annotators import Annotator, Floats, Rule
 from lit_align.data.preferences import SPLITS, PreferenceMeta, Preferences, write_preferences
 from lit_align.data.trajectories import TrajectoryDataset
-from lit_align.errors import UserError
+from lit_align.errors import UserError, did_you_mean
 
 __all__ = ["Annotator", "Rule", "run"]
 
@@ -104,22 +103,24 @@ def run(
 
 
 def check_outcomes(rule: Rule, dataset: TrajectoryDataset, folder: str) -> None:
-    """Says which outcomes of a ranking no episode has.
+    """Says which outcomes of a ranking no episode has, and which there may be meant.
 
     Raises:
-        UserError: One of them looks like an outcome that there is and that the ranking lacks, which would be preferred
-            to nothing.
+        UserError: One of them differs from an outcome that there is, and that the ranking lacks, in capitals alone.
     """
     ranked = {outcome for group in rule.ranking for outcome in group}
     there = set(dataset.episodes["outcome"].astype(str).tolist())
     for outcome in sorted(ranked - there):
-        near = {other.casefold(): other for other in there - ranked}
-        if found := difflib.get_close_matches(outcome.casefold(), near, n=1, cutoff=0.8):
-            raise UserError(
-                f"rule.ranking names {outcome!r}, and no episode of '{folder}' ends so; did you mean "
-                f"{near[found[0]]}? (outcomes {dataset.meta.outcomes})"
-            )
-        _log.warning("no episode of '%s' ends %s, which rule.ranking names", folder, outcome)
+        hint = did_you_mean(outcome, sorted(there - ranked))
+        for other in sorted(there - ranked):
+            if other.casefold() == outcome.casefold():
+                raise UserError(
+                    f"rule.ranking names {outcome!r}, and episodes of '{folder}' end {other!r}; expected the same word"
+                )
+        _log.warning(
+            "no episode of '%s' ends %r, which rule.ranking names%s (outcomes %s); unnamed ones rank last",
+            *(folder, outcome, hint, dataset.meta.outcomes),
+        )
 
 
 def agreement(pairs: Preferences) -> tuple[float | None, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from typing import Any, get_type_hints
 
 from lit_align.commands.arguments import check_config_files, function_parser
@@ -46,8 +47,9 @@ def _leading(run: Callable[..., Any]) -> tuple[list[inspect.Parameter], bool]:
     first, *others = inspect.signature(run).parameters.values()
     if "list" in str(get_type_hints(run).get(first.name, "")):
         return [first], True
-    # Beyond the first, only what has to be given: an option is named.
-    return [first, *(each for each in others if each.default is each.empty)], False
+    # Beyond the first, only what has to be given, in one word: an option is named, and so are the parts of a rule.
+    hints = get_type_hints(run)
+    return [first, *(p for p in others if p.default is p.empty and not is_dataclass(hints.get(p.name)))], False
 
 
 def _usage(verb: str, run: Callable[..., Any]) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lit_align.data.cache import FrameCache, frame_size, padded
 from lit_align.data.loader import Batch, ResumableLoader, rng, world_of
 from lit_align.data.preferences import Preferences, compared, read_preferences
-from lit_align.data.trajectories import read_meta
+from lit_align.data.trajectories import TrajectoryDataset, read_meta
 from lit_align.errors import UserError
 from lit_align.spaces import ActionCodec
 
@@ -91,7 +91,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         data = read_meta(self.folder)
         self.codec = ActionCodec.from_dict(data.actions)
         self.image_size = frame_size(self.folder, data.image_size, data.vector_size, image_size)
-        self.vector_size = data.vector_size
+        self.vector_size, self.fps = data.vector_size, data.fps
         self.wanted_size = image_size
         self.rule, self.provenance = meta.rule, meta.provenance
         nothing = Preferences(np.zeros(0, np.int64), np.zeros(0, np.int64))
@@ -129,13 +129,14 @@ class PreferenceDataModule(pl.LightningDataModule):
         return 2 * self.pairs if self.batch == "pairs" else self.trajectories_in_batch
 
     def prepare_data(self) -> None:
-        """Decodes the frames once, on one process of each machine."""
+        """Decodes the frames once, on one process of each machine; episodes that are not there are found before."""
+        self._check_pairs(TrajectoryDataset(self.folder).episodes["id"])
         FrameCache(self.folder, self.wanted_size)
 
     def setup(self, stage: str | None = None) -> None:
         """Opens the memory map and finds the episodes."""
         self.cache = FrameCache(self.folder, self.wanted_size)
-        self._check_pairs()
+        self._check_pairs(self.cache.dataset.episodes["id"])
         overlap = np.intersect1d(self._ids(self.train_pairs), self._ids(self.test_pairs))
         if len(overlap):
             raise UserError(
@@ -144,9 +145,8 @@ class PreferenceDataModule(pl.LightningDataModule):
             )
         self._index = PairIndex(self.train_pairs)
 
-    def _check_pairs(self) -> None:
-        """Raises UserError if an episode is compared that is not there, or with itself."""
-        there = self.cache.dataset.episodes["id"]
+    def _check_pairs(self, there: NDArray[np.int64]) -> None:
+        """Raises UserError if an episode is compared that is not among some ids, or with itself."""
         for split, pairs in (("training", self.train_pairs), ("test", self.test_pairs)):
             lacking = np.setdiff1d(self._ids(pairs), there)
             if len(lacking):

@@ -52,7 +52,7 @@ class RewardModel(FolderModel):
         self.config = self.backbone.config
         self.head = nn.Linear(config.width, heads)
         # Heads of an ensemble start far apart, each with an opinion of its own on what no comparison is about.
-        nn.init.normal_(self.head.weight, std=0.02 if heads == 1 else config.width**-0.5)
+        nn.init.normal_(self.head.weight, std=0.02 if heads == 1 or readout == "sum" else config.width**-0.5)
         nn.init.zeros_(self.head.bias)
         # Mean and standard deviation of the raw reward on the starting agent's own rollouts; see `normalise`. Each head
         # has its own: comparisons fix no head's zero, and heads may disagree about episodes alone.

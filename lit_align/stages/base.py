@@ -32,6 +32,8 @@ from lit_align.stages.training import TrainConfig, as_plain
 
 Network = TypeVar("Network", bound=Agent | RewardModel)
 AnyNetwork = TypeVar("AnyNetwork", bound=nn.Module)
+TINIEST_SCALE = 1e-6
+"""Of a loss in 16 bits: it starts at 65536, and is halved where gradients are no numbers."""
 
 
 class Stage(pl.LightningModule):
@@ -251,11 +253,7 @@ class Stage(pl.LightningModule):
         if step == self._line_at or (step > 1 and step % self.log_every):
             return
         self._line_at = step
-        if self.ends_if_diverged and self.has_diverged():
-            raise UserError(
-                f"{self.name} diverged: weights are not finite after optimizer step {step}; "
-                f"{MEND.format(lr=self.optimizer.lr)}, and start again"
-            )
+        self._end_if_diverged()
         values = {**self._speed.line(), "train/memory_mb": peak_memory(device) / 1e6}
         values |= {"frames": float(self.frames_trained), "epoch": trainer.current_epoch}
         # Not by `self.log`: Lightning writes that on steps of its own count, which is not at 1 and moves by one after
@@ -268,8 +266,22 @@ class Stage(pl.LightningModule):
         """Whether a run ends in an error where its weights are found to be no numbers any more."""
         return True
 
+    def _end_if_diverged(self) -> None:
+        """Raises UserError on every process if there is nothing left to train, before it is saved or goes on."""
+        if self.ends_if_diverged and self.has_diverged():
+            raise UserError(
+                f"{self.name} diverged: weights are not finite after optimizer step {self.trainer.global_step}; "
+                f"{MEND.format(lr=self.optimizer.lr)}, and start again"
+            )
+
     def has_diverged(self) -> bool:
-        """Whether weights that train are no numbers any more; asked, and answered alike, by every process."""
+        """Whether weights that train are no numbers any more; asked, and answered alike, by every process.
+
+        In `16-mixed` gradients that are none are left out, and the scale of the loss falls with each: then it is that.
+        """
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and 0 < scaler.get_scale() < TINIEST_SCALE:
+            return True
         bad = (~is_finite(self.trained)).to(self.device, torch.float32)
         if self.is_sharded:
             torch.distributed.all_reduce(bad)
@@ -280,7 +292,9 @@ class Stage(pl.LightningModule):
         self._speed.start()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the counters."""
+        """Keeps the counters; what has diverged is not saved over what has not."""
+        if self.trainer.training:
+            self._end_if_diverged()
         self._speed.settle()
         checkpoint["lit_align"] = {"stage": self.name, "frames": self.frames_trained, "seconds": self.seconds_trained}
 
@@ -299,9 +313,15 @@ class Stage(pl.LightningModule):
             )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on counting; a checkpoint of another stage is refused."""
+        """Goes on counting; a checkpoint of another stage is refused, and one of a run that diverged."""
         if "state_dict" in checkpoint:  # a strategy that shards has checked it, and taken the weights up
             self.check_checkpoint(checkpoint, set(checkpoint["state_dict"]))
+            bad = next((name for name, value in checkpoint["state_dict"].items() if not value.isfinite().all()), None)
+            if bad and self.ends_if_diverged:
+                raise UserError(
+                    f"the checkpoint is of a run that diverged ({bad} holds values that are not finite): start again "
+                    "with a lower model.optimizer.lr"
+                )
         kept = checkpoint["lit_align"]
         self._frames_before, self.seconds_trained = kept["frames"], kept["seconds"]
         self._speed = Throughput()

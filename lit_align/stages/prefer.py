@@ -271,6 +271,7 @@ class Prefer(Stage):
             "accuracy": self.accuracy,
             "temperature": self.temperature,
             "data": [Path(data.folder).name],
+            "fps": data.fps,
         }
         self.leave(folder, facts)
 

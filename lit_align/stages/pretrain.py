@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
 from torch import Tensor
 from torchmetrics import MeanMetric
 
@@ -89,6 +90,11 @@ class Pretrain(Stage):
             if agent.codec != data.codec:
                 raise UserError(f"the agent of '{self.init_from}' acts on {agent.codec}; the data holds {data.codec}")
             config = agent.config
+            if agent.fps and data.fps and agent.fps != data.fps:
+                rank_zero_warn(
+                    f"the agent of '{self.init_from}' learned from {agent.fps:g} env steps a second, this play has "
+                    f"{data.fps:g}: an action lasts longer in one than in the other"
+                )
         check_observations("agent", config, data)
 
     def loss_of(self, batch: Batch, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -214,7 +214,8 @@ class Reward(Stage):
         if self._learns is None:
             data = self.data()
             drawn = np.random.default_rng([data.seed, DRAWS]).random((len(data.train_pairs), heads), np.float32)
-            self._learns = torch.from_numpy(drawn < self.bootstrap).to(batch["pair"].device)
+            learns = torch.from_numpy(drawn < self.bootstrap).to(batch["pair"].device)
+            self._learns = learns | ~learns.any(0)  # one that would learn from none learns from all
         return self._learns[batch["pair"]]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -146,6 +146,7 @@ def test_names_differ_and_an_end_is_one_only_for_what_is_learned(tmp_path):
     assert both.ends
     assert not Rewards({"env": 1.0}).ends
     assert Rewards({folders[0]: 1.0, "env": 1.0}).ends, "values would pay the learned part a second time"
+    assert not Rewards({folders[0]: 0.0, "env": 1.0}).ends, "of what is only watched they tell nothing"
 
 
 @pytest.mark.parametrize(

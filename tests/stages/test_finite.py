@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from lit_align.errors import UserError
 from lit_align.models.reward import RewardModel
 from lit_align.stages.base import Stage
 from lit_align.stages.finite import is_finite
+from lit_align.stages.reward import Reward
 from tests.stages.runs import CPU, align, assert_same_weights, comparisons, finetune, inputs
 
 TOO_FAST = ["--model.optimizer.lr=1e38", "--model.optimizer.warmup_steps=0"]
@@ -47,6 +49,34 @@ def test_a_run_that_diverges_ends_in_an_error_and_leaves_no_model(folder, tmp_pa
     assert not list(tmp_path.glob("run/*/model.safetensors"))
 
 
+def test_what_has_diverged_is_neither_saved_nor_resumed(folder, tmp_path, capsys):
+    argv = runs(folder, tmp_path / "run")["finetune"]
+    late = ["--model.optimizer.lr=1e30", "--model.optimizer.warmup_steps=2", "--trainer.log_every_n_steps=1000"]
+    assert main([*argv, *late]) == 2
+    found = re.search(r"finetune diverged: weights are not finite after optimizer step (\d+)", capsys.readouterr().err)
+    assert found is not None
+    assert int(found[1]) > 1, "at the first epoch's end, where it would have been saved"
+    assert not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+    argv = runs(folder, tmp_path / "good")["finetune"]
+    assert main([*argv, "--trainer.max_epochs=1"]) == 0
+    kept = torch.load(tmp_path / "good" / "checkpoints" / "last.ckpt", weights_only=True)
+    name = next(iter(kept["state_dict"]))
+    kept["state_dict"][name].fill_(math.nan)
+    torch.save(kept, tmp_path / "bad.ckpt")
+    assert main([*argv, "--trainer.max_epochs=3", f"--resume={tmp_path / 'bad.ckpt'}"]) == 2
+    assert f"the checkpoint is of a run that diverged ({name} holds values" in capsys.readouterr().err
+
+
+def test_gradients_that_are_left_out_in_16_bits_are_seen_by_the_scale():
+    stage = Reward(init_from="nowhere")
+    stage.reward_model = nn.Linear(2, 1)  # type: ignore[assignment]
+    for scale, diverged in ((65536.0, False), (1e-7, True)):
+        plugin = SimpleNamespace(scaler=SimpleNamespace(get_scale=lambda scale=scale: scale))
+        stage.trainer = trainer = SimpleNamespace(precision_plugin=plugin)  # type: ignore[assignment]
+        assert stage.has_diverged() is diverged
+        del trainer
+
+
 def test_what_no_line_of_metrics_has_found_is_found_when_the_model_is_left(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Stage, "ends_if_diverged", False)
     assert main([*runs(folder, tmp_path / "run")["finetune"], *TOO_FAST]) == 2
@@ -62,13 +92,14 @@ def test_alignment_that_keeps_its_best_leaves_that(folder, tmp_path, keeps):
 
 
 def test_every_parameter_that_trains_counts():
-    network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    network.nothing = nn.Parameter(torch.zeros(0))  # as of a network that is shared out among processes
+    last = nn.Linear(4, 2)
+    network = nn.Sequential(nn.Linear(3, 4), last)
+    network.register_parameter("nothing", nn.Parameter(torch.zeros(0)))  # as of one that is shared out
     assert is_finite(network)
     for value in (math.nan, math.inf, -math.inf):
-        network[1].bias.data[1] = value
+        last.bias.data[1] = value
         assert not is_finite(network)
-    network[1].bias.requires_grad_(False)
+    last.bias.requires_grad_(False)
     assert is_finite(network), "it was there before, and is what `leave` looks at"
 
 
