@@ -316,7 +316,8 @@ class Stage(pl.LightningModule):
         """Goes on counting; a checkpoint of another stage is refused, and one of a run that diverged."""
         if "state_dict" in checkpoint:  # a strategy that shards has checked it, and taken the weights up
             self.check_checkpoint(checkpoint, set(checkpoint["state_dict"]))
-            bad = next((name for name, value in checkpoint["state_dict"].items() if not value.isfinite().all()), None)
+            here = {name: value for name, value in checkpoint["state_dict"].items() if isinstance(value, Tensor)}
+            bad = next((name for name, value in here.items() if not value.isfinite().all()), None)
             if bad and self.ends_if_diverged:
                 raise UserError(
                     f"the checkpoint is of a run that diverged ({bad} holds values that are not finite): start again "
