@@ -43,7 +43,8 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path: Path, monkeypatch
     assert kept == json.loads((out / "run.json").read_text())["wandb"]
     (out / "run.json").unlink()  # as if only the checkpoint were copied
     fit(out, "--wandb=offline", "--resume=last", epochs=2)
-    names = [path.name.rpartition("-")[2] for path in (out / "wandb").glob("offline-run-*")]
+    # offline-run-DATE_TIME-ID, and behind it a number where that folder is there: of a run begun in the same second.
+    names = [path.name.split("-")[3] for path in (out / "wandb").glob("offline-run-*")]
     assert names == [kept, kept]
     fit(tmp_path / "other", "--wandb=offline", epochs=1)
     assert checkpoint(tmp_path / "other")["lit_align_run"]["wandb"] != kept
