@@ -110,16 +110,16 @@ def check_outcomes(rule: Rule, dataset: TrajectoryDataset, folder: str) -> None:
     """
     ranked = {outcome for group in rule.ranking for outcome in group}
     there = set(dataset.episodes["outcome"].astype(str).tolist())
+    unranked = sorted(there - ranked)
+    alike = {other.casefold(): other for other in unranked}
     for outcome in sorted(ranked - there):
-        hint = did_you_mean(outcome, sorted(there - ranked))
-        for other in sorted(there - ranked):
-            if other.casefold() == outcome.casefold():
-                raise UserError(
-                    f"rule.ranking names {outcome!r}, and episodes of '{folder}' end {other!r}; expected the same word"
-                )
+        if other := alike.get(outcome.casefold()):
+            raise UserError(
+                f"rule.ranking names {outcome!r}, and episodes of '{folder}' end {other!r}; expected the same word"
+            )
         _log.warning(
             "no episode of '%s' ends %r, which rule.ranking names%s (outcomes %s); unnamed ones rank last",
-            *(folder, outcome, hint, dataset.meta.outcomes),
+            *(folder, outcome, did_you_mean(outcome, unranked), dataset.meta.outcomes),
         )
 
 

@@ -45,19 +45,18 @@ def _name_leading_words(run: Callable[..., Any], argv: list[str]) -> list[str]:
 def _leading(run: Callable[..., Any]) -> tuple[list[inspect.Parameter], bool]:
     """The parameters that words before the first option are for, and whether it is one that takes them all."""
     first, *others = inspect.signature(run).parameters.values()
-    if "list" in str(get_type_hints(run).get(first.name, "")):
+    hints = get_type_hints(run)
+    if "list" in str(hints.get(first.name, "")):
         return [first], True
     # Beyond the first, only what has to be given, in one word: an option is named, and so are the parts of a rule.
-    hints = get_type_hints(run)
     return [first, *(p for p in others if p.default is p.empty and not is_dataclass(hints.get(p.name)))], False
 
 
 def _usage(verb: str, run: Callable[..., Any]) -> str:
     """How the verb is called, its words first, as the pages write it; the options are listed below it."""
     taking, many = _leading(run)
-    words = [each.name.upper() + (" ..." if many else "") for each in taking]
-    shown = [word if each.default is each.empty else f"[{word}]" for word, each in zip(words, taking, strict=True)]
-    return f"lit-align {verb} {' '.join(shown)} [--option VALUE ...]"
+    words = " ".join(each.name.upper() for each in taking) + (" ..." if many else "")
+    return f"lit-align {verb} {words} [--option VALUE ...]"
 
 
 def _fill_flags(run: Callable[..., Any], argv: list[str]) -> list[str]:

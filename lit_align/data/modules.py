@@ -17,7 +17,7 @@ from lit_align.data.loader import Batch, ResumableLoader, rng, world_of
 from lit_align.data.pairs import PreferenceDataModule
 from lit_align.data.select import Select
 from lit_align.data.targets import Targets, acted
-from lit_align.data.trajectories import TrajectoryDataset, read_meta
+from lit_align.data.trajectories import Meta, TrajectoryDataset, read_meta
 from lit_align.data.windows import Window, batches_per_epoch, plan_epoch, tile
 from lit_align.errors import UserError
 from lit_align.spaces import ActionCodec
@@ -83,8 +83,9 @@ class TrajectoryDataModule(pl.LightningDataModule):
         self.wanted_size = image_size
         self.null_actions = null_actions
         self.seed = seed
-        self.codec, self.image_size, self.vector_size = _spaces_of([*self.folders, *self.also], image_size)
-        self.fps = _speed_of([*self.folders, *self.also])
+        metas = {folder: read_meta(folder) for folder in [*self.folders, *self.also]}
+        self.codec, self.image_size, self.vector_size = _spaces_of(metas, image_size)
+        self.fps = _speed_of(metas)
         self.augment = augment or Augment()
         self.augment.check(self.image_size)
         self._caches: list[FrameCache] = []
@@ -209,38 +210,35 @@ def _nothing(batch: Batch) -> Batch:
     return {"mask": torch.zeros_like(batch["mask"])} if "mask" in batch else {}
 
 
-def _spaces_of(folders: list[str], image_size: int | None) -> tuple[ActionCodec, int, int]:
+def _spaces_of(metas: dict[str, Meta], image_size: int | None) -> tuple[ActionCodec, int, int]:
     """The action space, frame size and vector size that all folders share; raises UserError where they do not."""
-    metas = [read_meta(folder) for folder in folders]
     if not metas:
         raise UserError("data.trajectories is empty; expected one folder of trajectories or more")
-    codecs = [ActionCodec.from_dict(meta.actions) for meta in metas]
-    for folder, codec in zip(folders[1:], codecs[1:], strict=True):
-        if codec != codecs[0]:
+    codecs = {folder: ActionCodec.from_dict(meta.actions) for folder, meta in metas.items()}
+    first, *others = codecs
+    for folder in others:
+        if codecs[folder] != codecs[first]:
             raise UserError(
-                f"'{folder}' has the actions {codec}, '{folders[0]}' has {codecs[0]}; they must be the same"
+                f"'{folder}' has the actions {codecs[folder]}, '{first}' has {codecs[first]}; they must be the same"
             )
-    sizes = {
-        frame_size(folder, meta.image_size, meta.vector_size, image_size)
-        for folder, meta in zip(folders, metas, strict=True)
-    }
+    sizes = {frame_size(folder, meta.image_size, meta.vector_size, image_size) for folder, meta in metas.items()}
     if len(sizes) > 1:
         raise UserError(f"the folders hold frames of {sorted(sizes)} pixels; set data.image_size to resize them to one")
-    vectors = {meta.vector_size for meta in metas}
+    vectors = {meta.vector_size for meta in metas.values()}
     if len(vectors) > 1:
         raise UserError(f"the folders hold vectors of {sorted(vectors)} numbers; they must be the same")
-    return codecs[0], sizes.pop(), vectors.pop()
+    return codecs[first], sizes.pop(), vectors.pop()
 
 
-def _speed_of(folders: list[str]) -> float | None:
+def _speed_of(metas: dict[str, Meta]) -> float | None:
     """The env steps a second that all folders were recorded at; says so where there are several."""
-    speeds = {folder: read_meta(folder).fps for folder in folders}
-    if len(set(speeds.values())) > 1:
-        told = ", ".join(f"'{folder}' {fps:g}" for folder, fps in speeds.items())
+    speeds = {meta.fps for meta in metas.values()}
+    if len(speeds) > 1:
+        told = ", ".join(f"'{folder}' {meta.fps:g}" for folder, meta in metas.items())
         _log.warning(
             "the folders were recorded at different speeds, in env steps a second: %s; an action lasts longer in one "
             "than in another, and the agent cannot tell which",
             told,
         )
         return None
-    return speeds[folders[0]]
+    return speeds.pop()

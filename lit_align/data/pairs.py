@@ -129,7 +129,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         return 2 * self.pairs if self.batch == "pairs" else self.trajectories_in_batch
 
     def prepare_data(self) -> None:
-        """Decodes the frames once, on one process of each machine; episodes that are not there are found before."""
+        """Decodes the frames once, on one process of each machine; comparisons that cannot be are found before."""
         self._check_pairs(TrajectoryDataset(self.folder).episodes["id"])
         FrameCache(self.folder, self.wanted_size)
 
@@ -137,30 +137,32 @@ class PreferenceDataModule(pl.LightningDataModule):
         """Opens the memory map and finds the episodes."""
         self.cache = FrameCache(self.folder, self.wanted_size)
         self._check_pairs(self.cache.dataset.episodes["id"])
-        overlap = np.intersect1d(self._ids(self.train_pairs), self._ids(self.test_pairs))
-        if len(overlap):
-            raise UserError(
-                f"{len(overlap)} episodes of '{self.preferences}' are in training and in test comparisons "
-                f"(first: {overlap[0]}); split by episode"
-            )
         self._index = PairIndex(self.train_pairs)
 
     def _check_pairs(self, there: NDArray[np.int64]) -> None:
-        """Raises UserError if an episode is compared that is not among some ids, or with itself."""
-        for split, pairs in (("training", self.train_pairs), ("test", self.test_pairs)):
-            lacking = np.setdiff1d(self._ids(pairs), there)
+        """Raises UserError if an episode is compared that is not among some ids, or with itself, or in both splits."""
+        splits = {"training": self.train_pairs, "test": self.test_pairs}
+        ids = {split: self._ids(pairs) for split, pairs in splits.items()}
+        for split, pairs in splits.items():
+            lacking = np.setdiff1d(ids[split], there)
             if len(lacking):
                 raise UserError(
                     f"{len(lacking)} episodes of the {split} comparisons of '{self.preferences}' are not among the "
                     f"{len(there)} of '{self.folder}' (first: {lacking[0]}); expected the trajectories that were "
                     "compared: set data.trajectories"
                 )
-            (same,) = np.nonzero(pairs.chosen == pairs.rejected)
+            same = pairs.chosen[pairs.chosen == pairs.rejected]
             if len(same):
                 raise UserError(
                     f"{len(same)} {split} comparisons of '{self.preferences}' are of an episode with itself (first: "
-                    f"{pairs.chosen[same[0]]}); expected two episodes in each"
+                    f"{same[0]}); expected two episodes in each"
                 )
+        overlap = np.intersect1d(ids["training"], ids["test"])
+        if len(overlap):
+            raise UserError(
+                f"{len(overlap)} episodes of '{self.preferences}' are in training and in test comparisons "
+                f"(first: {overlap[0]}); split by episode"
+            )
 
     @staticmethod
     def _ids(pairs: Preferences) -> NDArray[np.int64]:

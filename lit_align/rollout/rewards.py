@@ -201,10 +201,7 @@ class Rewards:
         self.names = _names(list(sources))
         learned = {n: s.model for n, s in zip(self.names, self.sources, strict=True) if isinstance(s, LearnedReward)}
         self.models: dict[str, RewardModel] = learned
-        self.ends = any(
-            weight and isinstance(source, LearnedReward)
-            for source, weight in zip(self.sources, self.weights, strict=True)
-        )
+        self.ends = any(weight for name, weight in zip(self.names, self.weights, strict=True) if name in learned)
         if pessimism and not learned:
             raise UserError(
                 f"model.pessimism is {pessimism}, and there is no reward model whose heads it could compare: expected 0"

@@ -79,9 +79,8 @@ class Align(Stage):
             taken off before.
         min_std: With `scale_advantages`, divide by no less than this (a reward model's rewards had a standard deviation
             of 1 when it was made): where nearly all episodes earn the same, what still sets them apart is noise. With
-            grpo it is the standard deviation of each group that is held against it. With
-            ppo, whose advantages are of steps, it is the standard deviation of the episodes' returns that is held
-            against it: where that is smaller, advantages (over their own) shrink by as much.
+            grpo it is the standard deviation of each group that is held against it; with ppo, whose advantages are of
+            steps, that of the episodes' returns: where that is smaller, advantages (over their own) shrink by as much.
         optimizer: Optimiser and schedule.
         init_from: Folder of the agent to align.
         random_init: Take its architecture only.

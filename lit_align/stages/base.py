@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from lit_align.errors import UserError
 from lit_align.hub import called, source_of
@@ -21,7 +22,7 @@ from lit_align.models.config import BackboneConfig
 from lit_align.models.folder import fingerprint
 from lit_align.models.reward import RewardModel
 from lit_align.stages.fake import Imitation
-from lit_align.stages.finite import MEND, check_left, is_finite
+from lit_align.stages.finite import MEND, check_left, first_spoilt, is_finite
 from lit_align.stages.flops import ModelFlops, count_flops, peak_flops
 from lit_align.stages.fsdp import check_strategy
 from lit_align.stages.memory import give_back_sooner
@@ -192,6 +193,15 @@ class Stage(pl.LightningModule):
         """Optimizer steps between two lines of metrics."""
         return int(self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
 
+    def log_means(self, means: dict[str, Metric]) -> None:
+        """Logs means over the optimizer steps since the last line, those that there are, and begins them anew."""
+        values = {name: metric.compute() for name, metric in means.items()}
+        # Of ties alone there is no accuracy, and in imitation nothing.
+        told = {name: value for name, value in values.items() if value is not None and value.isfinite()}
+        self.log_dict(told, prog_bar=True)
+        for metric in means.values():
+            metric.reset()
+
     def on_train_start(self) -> None:
         """Finds out what the device can do, and starts the clock."""
         if self.init_from is not None and self.trainer.is_global_zero:
@@ -316,9 +326,7 @@ class Stage(pl.LightningModule):
         """Goes on counting; a checkpoint of another stage is refused, and one of a run that diverged."""
         if "state_dict" in checkpoint:  # a strategy that shards has checked it, and taken the weights up
             self.check_checkpoint(checkpoint, set(checkpoint["state_dict"]))
-            here = {name: value for name, value in checkpoint["state_dict"].items() if isinstance(value, Tensor)}
-            bad = next((name for name, value in here.items() if not value.isfinite().all()), None)
-            if bad and self.ends_if_diverged:
+            if self.ends_if_diverged and (bad := first_spoilt(checkpoint["state_dict"])):
                 raise UserError(
                     f"the checkpoint is of a run that diverged ({bad} holds values that are not finite): start again "
                     "with a lower model.optimizer.lr"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +26,13 @@ def is_finite(network: nn.Module) -> Tensor:
 
 def check_left(network: nn.Module, folder: str, stage: str, lr: float) -> None:
     """Raises UserError if a network that a stage is about to leave holds a number that is not finite."""
-    if name := next(_spoilt(network), None):
+    if name := first_spoilt(network.state_dict()):
         raise UserError(
             f"{stage} diverged: {name} of the network holds values that are not finite, and {folder} is not written; "
             f"{MEND.format(lr=lr)}"
         )
 
 
-def _spoilt(network: nn.Module) -> Iterator[str]:
-    for name, value in network.state_dict().items():
-        if value.is_floating_point() and not value.isfinite().all():
-            yield name
+def first_spoilt(state: Mapping[str, Tensor | None]) -> str | None:
+    """The name of the first tensor that holds a number that is not finite; None stands for one that is elsewhere."""
+    return next((name for name, value in state.items() if value is not None and not value.isfinite().all()), None)

@@ -194,13 +194,8 @@ class Prefer(Stage):
         self.train_accuracy.update(((gaps > 0) & untied).sum() / count.clamp_min(1), count)
         self.train_margin.update((gaps * untied).sum() / count.clamp_min(1), count)
         if (self.trainer.global_step + 1) % self.log_every == 0:
-            # Means over the steps since the last line; of ties alone there is neither accuracy nor margin.
             means = {"loss": self.train_loss, "accuracy": self.train_accuracy, "margin": self.train_margin}
-            values = {f"train/{name}": metric.compute() for name, metric in means.items()}
-            told = {name: value for name, value in values.items() if value is not None and value.isfinite()}
-            self.log_dict(told, prog_bar=True)
-            for metric in means.values():
-                metric.reset()
+            self.log_means({f"train/{name}": mean for name, mean in means.items()})
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -196,12 +196,7 @@ class Reward(Stage):
             gap = (rewards[batch["chosen"]] - rewards[batch["rejected"]]).detach()
             self.train_accuracy.update((gap.mean(1) > 0).float()[untied].mean())
         if (self.trainer.global_step + 1) % self.log_every == 0:
-            means = {"train/loss": self.train_loss.compute(), "train/accuracy": self.train_accuracy.compute()}
-            # Of ties alone there is no accuracy.
-            told = {name: mean for name, mean in means.items() if mean is not None and mean.isfinite()}
-            self.log_dict(told, prog_bar=True)
-            self.train_loss.reset()
-            self.train_accuracy.reset()
+            self.log_means({"train/loss": self.train_loss, "train/accuracy": self.train_accuracy})
         return loss
 
     def _taught(self, batch: Batch) -> Tensor | None:

@@ -72,9 +72,9 @@ def test_gradients_that_are_left_out_in_16_bits_are_seen_by_the_scale():
     stage.reward_model = nn.Linear(2, 1)  # type: ignore[assignment]
     for scale, diverged in ((65536.0, False), (1e-7, True)):
         plugin = SimpleNamespace(scaler=SimpleNamespace(get_scale=lambda scale=scale: scale))
-        stage.trainer = trainer = SimpleNamespace(precision_plugin=plugin)  # type: ignore[assignment]
+        trainer = SimpleNamespace(precision_plugin=plugin)  # Lightning holds it weakly
+        stage.trainer = trainer  # type: ignore[assignment]
         assert stage.has_diverged() is diverged
-        del trainer
 
 
 def test_what_no_line_of_metrics_has_found_is_found_when_the_model_is_left(folder, tmp_path, capsys, monkeypatch):
