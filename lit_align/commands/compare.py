@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lit_align import __version__
 from lit_align.data.annotators import Annotator, Floats, Rule
-from lit_align.data.preferences import SPLITS, PreferenceMeta, Preferences, write_preferences
+from lit_align.data.preferences import SPLITS, PreferenceMeta, Preferences, ids_of, write_preferences
 from lit_align.data.trajectories import TrajectoryDataset
 from lit_align.errors import UserError, did_you_mean
 
@@ -90,6 +90,7 @@ def run(
         "annotator": annotator.describe(),
         "best_accuracy": {split: best for split, (best, _) in facts.items()},
         "flips": {split: flips for split, (_, flips) in facts.items()},
+        "episodes": dataset.digest(ids_of(*splits.values())),
     }
     meta = PreferenceMeta(trajectories, asdict(rule), provenance=provenance)
     write_preferences(out, splits, meta, datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))

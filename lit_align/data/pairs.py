@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lit_align.data.cache import FrameCache, frame_size, padded
 from lit_align.data.loader import Batch, ResumableLoader, rng, world_of
-from lit_align.data.preferences import Preferences, compared, read_preferences
+from lit_align.data.preferences import Preferences, compared, ids_of, read_preferences
 from lit_align.data.trajectories import TrajectoryDataset, read_meta
 from lit_align.errors import UserError
 from lit_align.spaces import ActionCodec
@@ -95,6 +95,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         self.wanted_size = image_size
         self.rule, self.provenance = meta.rule, meta.provenance
         nothing = Preferences(np.zeros(0, np.int64), np.zeros(0, np.int64))
+        self._compared = ids_of(nothing, *splits.values())
         self.train_pairs = splits.get("train", nothing)
         if comparisons is not None:
             if comparisons > len(self.train_pairs):
@@ -130,19 +131,20 @@ class PreferenceDataModule(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Decodes the frames once, on one process of each machine; comparisons that cannot be are found before."""
-        self._check_pairs(TrajectoryDataset(self.folder).episodes["id"])
+        self._check_pairs(TrajectoryDataset(self.folder))
         FrameCache(self.folder, self.wanted_size)
 
     def setup(self, stage: str | None = None) -> None:
         """Opens the memory map and finds the episodes."""
         self.cache = FrameCache(self.folder, self.wanted_size)
-        self._check_pairs(self.cache.dataset.episodes["id"])
+        self._check_pairs(self.cache.dataset)
         self._index = PairIndex(self.train_pairs)
 
-    def _check_pairs(self, there: NDArray[np.int64]) -> None:
-        """Raises UserError if an episode is compared that is not among some ids, or with itself, or in both splits."""
+    def _check_pairs(self, dataset: TrajectoryDataset) -> None:
+        """Raises UserError if an episode is compared that is not there, or with itself, or in both splits."""
         splits = {"training": self.train_pairs, "test": self.test_pairs}
-        ids = {split: self._ids(pairs) for split, pairs in splits.items()}
+        ids = {split: ids_of(pairs) for split, pairs in splits.items()}
+        there = dataset.episodes["id"]
         for split, pairs in splits.items():
             lacking = np.setdiff1d(ids[split], there)
             if len(lacking):
@@ -163,10 +165,12 @@ class PreferenceDataModule(pl.LightningDataModule):
                 f"{len(overlap)} episodes of '{self.preferences}' are in training and in test comparisons "
                 f"(first: {overlap[0]}); split by episode"
             )
-
-    @staticmethod
-    def _ids(pairs: Preferences) -> NDArray[np.int64]:
-        return np.unique(np.concatenate([pairs.chosen, pairs.rejected]))
+        if dataset.digest(self._compared) != self.provenance.get("episodes", dataset.digest(self._compared)):
+            raise UserError(
+                f"'{self.folder}' holds other episodes than those that '{self.preferences}' compares, under the same "
+                "ids (seeds, lengths or outcomes differ); expected the trajectories that were compared: set "
+                "data.trajectories, or compare these by 'lit-align compare'"
+            )
 
     def frames_of(self, ids: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Whole trajectories by their ids: frames `(U, T, H, W, 3)` padded on the right, and how many count `(U,)`."""
@@ -203,7 +207,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         return {"frames": padded("frames", picks), "vectors": padded("vectors", picks), "lengths": lengths}
 
     def _make(self, pairs: Preferences, picked: NDArray[np.int64]) -> Batch:
-        ids = self._ids(Preferences(pairs.chosen[picked], pairs.rejected[picked]))
+        ids = ids_of(Preferences(pairs.chosen[picked], pairs.rejected[picked]))
         return {
             **self._observations(ids),
             "pair": torch.from_numpy(picked),
@@ -215,9 +219,7 @@ class PreferenceDataModule(pl.LightningDataModule):
 
     def _with_neighbours(self, seeds: NDArray[np.int64]) -> NDArray[np.int64]:
         """All labelled pairs among the trajectories of the seed pairs: they cost nothing more to encode."""
-        return self._index.among(
-            self._ids(Preferences(self.train_pairs.chosen[seeds], self.train_pairs.rejected[seeds]))
-        )
+        return self._index.among(ids_of(Preferences(self.train_pairs.chosen[seeds], self.train_pairs.rejected[seeds])))
 
     def _plan(self, epoch: int) -> list[NDArray[np.int64]]:
         """For each batch the pairs that it holds some around, or all that it holds."""
@@ -258,7 +260,7 @@ class PreferenceDataModule(pl.LightningDataModule):
     def val_dataloader(self) -> ResumableLoader | list[Batch]:
         """The test comparisons: each trajectory once, then all pairs (see `Reward.validation_step`)."""
         rank, ranks = world_of(self)
-        ids = self._ids(self.test_pairs)
+        ids = ids_of(self.test_pairs)
         if not len(ids):
             return []
         size = self.rows_of_a_batch

@@ -72,7 +72,8 @@ class PreferenceMeta:
         rule: What decided, such as the ranking of outcomes.
         counts: Comparisons in each split.
         provenance: Free JSON facts; of synthetic ones `annotator`, and for each split `best_accuracy`, the share of
-            untied labels that the rule itself would get right, and `flips`, the untied labels that oppose it.
+            untied labels that the rule itself would get right, and `flips`, the untied labels that oppose it. Where
+            there is `episodes`, `TrajectoryDataset.digest` of those compared, others of the same ids are refused.
         schema: Version of this format.
     """
 
@@ -81,6 +82,11 @@ class PreferenceMeta:
     counts: dict[str, int] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
+
+
+def ids_of(*splits: Preferences) -> NDArray[np.int64]:
+    """The episodes that are compared, each once, in ascending order."""
+    return np.unique(np.concatenate([np.unique(side) for p in splits for side in (p.chosen, p.rejected)]))
 
 
 def write_preferences(

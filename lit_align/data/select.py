@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_align.data.preferences import Preferences, read_preferences
+from lit_align.data.preferences import Preferences, ids_of, read_preferences
 from lit_align.data.trajectories import TrajectoryDataset
 from lit_align.errors import UserError
 
@@ -84,7 +84,7 @@ class Select:
 def train_episodes(preferences: str | Path) -> NDArray[np.int64]:
     """Ids of the episodes in the training comparisons of a folder of preferences, ascending."""
     pairs = read_preferences(preferences)[1].get("train", Preferences(np.zeros(0, np.int64), np.zeros(0, np.int64)))
-    return np.unique(np.concatenate([pairs.chosen, pairs.rejected]))
+    return ids_of(pairs)
 
 
 def read_scores(path: str | Path, dataset: TrajectoryDataset) -> NDArray[np.float64]:
@@ -95,12 +95,18 @@ def read_scores(path: str | Path, dataset: TrajectoryDataset) -> NDArray[np.floa
     """
     if not Path(path).is_file():
         raise UserError(f"data.select.scores names '{path}', which does not exist; make it by 'lit-align score'")
-    scores = json.loads(Path(path).read_text()).get("scores", {})
+    content = json.loads(Path(path).read_text())
+    scores = content.get("scores", {})
     missing = [int(e) for e in dataset.episodes["id"] if str(int(e)) not in scores]
     if missing:
         raise UserError(
             f"'{path}' has no score for {len(missing)} of the {len(dataset)} episodes of '{dataset.folder}' "
             f"(first: {missing[0]})"
+        )
+    if len(scores) == len(dataset) and content.get("episodes") not in (None, dataset.digest(dataset.episodes["id"])):
+        raise UserError(
+            f"'{path}' scores other episodes than those of '{dataset.folder}', under the same ids (seeds, lengths or "
+            "outcomes differ); expected the trajectories that were scored: score these by 'lit-align score'"
         )
     found = np.array([scores[str(int(e))] for e in dataset.episodes["id"]], np.float64)
     if not np.isfinite(found).all():

@@ -6,6 +6,7 @@ viewer, and one episode is one read.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -318,6 +319,19 @@ class TrajectoryDataset:
         if episode not in self._row:
             raise UserError(f"episode {episode} is not in '{self.folder}' ({len(self)} episodes)")
         return self._row[episode]
+
+    def digest(self, ids: NDArray[np.int64]) -> str:
+        """Tells some episodes from others of the same ids, wherever they are kept and among which others.
+
+        Args:
+            ids: Global episode ids; those that the folder does not hold are left out.
+
+        Returns:
+            Hexadecimal digits, of the ids, seeds, lengths and outcomes of the episodes.
+        """
+        rows = np.flatnonzero(np.isin(self.episodes["id"], ids))
+        columns = (self.episodes[name][rows].tolist() for name in ("id", "seed", "length", "outcome"))
+        return hashlib.sha256(json.dumps(list(zip(*columns, strict=True))).encode()).hexdigest()
 
     def read(self, index: int, columns: list[str] | None = None) -> pa.Table:
         """The rows of an episode, some columns of them."""

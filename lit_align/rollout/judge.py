@@ -16,7 +16,7 @@ from lit_align.models.agent import Agent
 from lit_align.models.value import ValueHead
 from lit_align.rollout.advantages import TINY, Estimator, Moments, explained_variance, gae, of_episodes, totals
 from lit_align.rollout.buffer import in_batches, pad, pad_vectors
-from lit_align.rollout.rewards import Rewards
+from lit_align.rollout.rewards import Judged, Rewards
 from lit_align.rollout.steps import Rollout
 
 NO_REFERENCE = "none"
@@ -68,10 +68,14 @@ class Judge:
 
     @torch.no_grad()
     def __call__(
-        self, trajectories: list[Trajectory], agent: Agent, value_head: ValueHead | None, reduce: Reduce
+        self,
+        trajectories: list[Trajectory],
+        judged: Judged,
+        agent: Agent,
+        value_head: ValueHead | None,
+        reduce: Reduce,
     ) -> list[Rollout]:
-        """Rollouts in the order of the trajectories; the episodes of a group stand side by side."""
-        judged = self.rewards(trajectories)
+        """Rollouts in the order of the trajectories, which `rewards` judged; a group's episodes stand side by side."""
         returns, steps = totals(judged.rewards), sum(len(t) for t in trajectories)
         exact = returns.double()  # squares of large returns leave no room for what sets them apart
         sums = [exact.sum(), exact.square().sum(), len(returns), steps, *(f.sum() for f in judged.facts.values())]

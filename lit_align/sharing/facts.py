@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,5 +119,7 @@ def text_or_none(value: Any) -> str | None:
 
 def number_or_none(value: Any) -> float | None:
     """The value if it is a finite number."""
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return value if good else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    # Beyond the largest float an int is no number that a card could show.
+    return value if abs(value) <= sys.float_info.max else None

@@ -83,7 +83,7 @@ class Align(Stage):
             steps, that of the episodes' returns: where that is smaller, advantages (over their own) shrink by as much.
         optimizer: Optimiser and schedule.
         init_from: Folder of the agent to align.
-        random_init: Take its architecture only.
+        random_init: Take its architecture only; the reference, unless another is named, is that agent as it is.
     """
 
     name = "align"
@@ -248,7 +248,10 @@ class Align(Stage):
         """What the update needs of this process's episodes of an iteration."""
         judge = self._frozen["judge"]
         agent, value_head = (self.model, self.value_head) if not self.is_sharded else self._whole_networks()
-        rollouts: list[Rollout] = judge(trajectories, agent, value_head, partial(tensor_sum, self.trainer))
+        with together(self.trainer):  # a reward that is refused is refused on all
+            judged = judge.rewards(trajectories)
+            gathered(self.trainer, None)
+        rollouts: list[Rollout] = judge(trajectories, judged, agent, value_head, partial(tensor_sum, self.trainer))
         if self.value_head is not None and value_head is not None and self.is_sharded:
             reshard(self)
             self.value_head.rescale(float(value_head.scale))
@@ -362,9 +365,9 @@ class Align(Stage):
         callback = next(c for c in self.trainer.callbacks if isinstance(c, RolloutCallback))  # type: ignore[attr-defined]
         with together(self.trainer):
             played = list(callback.sampler(self.trainer, self).play([(int(i), int(s)) for i, s in batch["episodes"]]))
+            reward = totals(self._frozen["judge"].rewards(played).rewards).mean()
             rates = {f"val/{outcome}": rate for outcome, rate in self._rates(played).items()}
         self.log_dict(rates, batch_size=len(played))
-        reward = totals(self._frozen["judge"].rewards(played).rewards).mean()
         self.log("val/reward", reward, batch_size=len(played), sync_dist=True, prog_bar=True)
         show(self.trainer, played, "validation")
 

@@ -24,6 +24,7 @@ from torchmetrics import CatMetric, MeanMetric
 
 from lit_align.data.loader import Batch
 from lit_align.data.policy_pairs import LogProbs, PolicyPairsDataModule
+from lit_align.data.preferences import ids_of
 from lit_align.errors import UserError, raise_all
 from lit_align.models.agent import Agent, gather_log_prob
 from lit_align.models.folder import fingerprint
@@ -56,7 +57,7 @@ class Prefer(Stage):
         train: What of the network trains, and how it runs.
         optimizer: Optimiser and schedule.
         init_from: Folder of the agent to start from.
-        random_init: Take its architecture only.
+        random_init: Take its architecture only; the reference, unless another is named, is that agent as it is.
     """
 
     name = "prefer"
@@ -204,7 +205,7 @@ class Prefer(Stage):
         log_probs = self.log_probs_of(self.model, batch)
         change = (log_probs - batch["reference"]).sum(1)
         # Places, not ids: metrics are float32, which does not hold every id.
-        place = np.searchsorted(data._ids(data.test_pairs), batch["ids"].cpu().numpy())
+        place = np.searchsorted(ids_of(data.test_pairs), batch["ids"].cpu().numpy())
         row = (torch.from_numpy(place).to(change), self.scores_of(log_probs, batch), change, batch["lengths"])
         self.seen.update(torch.stack([column.float() for column in row], 1))
 
@@ -214,7 +215,7 @@ class Prefer(Stage):
         self.seen.reset()
         data = self.data()
         assert isinstance(data, PolicyPairsDataModule)
-        pairs, ids = data.test_pairs, data._ids(data.test_pairs)
+        pairs, ids = data.test_pairs, ids_of(data.test_pairs)
         if self.trainer.sanity_checking or not len(found):
             return
         table = np.full((len(ids), 3), np.nan)

@@ -17,6 +17,7 @@ from torchmetrics import CatMetric, MeanMetric
 
 from lit_align.data.loader import Batch, world_of
 from lit_align.data.pairs import PreferenceDataModule
+from lit_align.data.preferences import ids_of
 from lit_align.errors import UserError, raise_all
 from lit_align.evaluation.calibration import CalibrationError, GroupAccuracy, gaps_of
 from lit_align.models.agent import Agent
@@ -217,7 +218,7 @@ class Reward(Stage):
         """Rewards of the test trajectories, each once, by every head."""
         data = self.data()
         # Places, not ids: metrics are float32, which does not hold every id.
-        places = np.searchsorted(data._ids(data.test_pairs), batch["ids"].cpu().numpy())
+        places = np.searchsorted(ids_of(data.test_pairs), batch["ids"].cpu().numpy())
         rewards = self._rewards(batch).float()
         self.seen.update(torch.cat([torch.from_numpy(places).to(rewards)[:, None], rewards], 1))
 
@@ -227,7 +228,7 @@ class Reward(Stage):
         self.seen.reset()
         data = self.data()
         assert isinstance(data, PreferenceDataModule)
-        pairs, ids = data.test_pairs, data._ids(data.test_pairs)
+        pairs, ids = data.test_pairs, ids_of(data.test_pairs)
         if self.trainer.sanity_checking or not len(pairs) or not len(found):
             return
         found = found.cpu()

@@ -264,7 +264,7 @@ import numpy as np
 from lit_align.commands import compare
 from lit_align.data.annotators import Annotator, Rule
 ids, rng = np.arange(2000), np.random.default_rng(0)
-fake = SimpleNamespace(episodes={{"id": ids, "outcome": rng.choice(["left", "right"], 2000)}}, meta=None)
+fake = SimpleNamespace(episodes={{"id": ids, "outcome": rng.choice(["left", "right"], 2000)}}, meta=None, digest=str)
 compare.TrajectoryDataset = lambda _: fake
 options = dict(comparisons=None, test_fraction=0.001, ties=True, annotator=Annotator("boltzmann"))
 compare.run("play", {str(tmp_path / "pairs")!r}, Rule("left", [["left"]]), **options)

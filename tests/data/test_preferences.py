@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def test_training_and_test_pairs_share_no_episode_and_the_rule_holds(outcomes, r
     ids = np.arange(len(outcomes)) * 7 + 3  # ids are not places
     known = dict(zip(ids.tolist(), outcomes, strict=True))
     episodes = {"id": ids, "outcome": np.array(outcomes)}
-    fake = SimpleNamespace(episodes=episodes, meta=SimpleNamespace(outcomes=Counter(outcomes)))
+    fake = SimpleNamespace(episodes=episodes, meta=SimpleNamespace(outcomes=Counter(outcomes)), digest=str)
 
     def rank(episode: int) -> int:
         return next((i for i, group in enumerate(ranking) if known[episode] in group), len(ranking))
@@ -99,7 +100,7 @@ def as_ever(
 def test_what_a_seed_draws_stays_what_it_was(tmp_path, monkeypatch, ties, digest):
     ids = np.arange(120) * 7 + 3
     outcomes = np.array([("left", "middle", "right", "none", "none")[(i * i + i // 3) % 5] for i in range(120)])
-    fake = SimpleNamespace(episodes={"id": ids, "outcome": outcomes}, meta=SimpleNamespace(outcomes={}))
+    fake = SimpleNamespace(episodes={"id": ids, "outcome": outcomes}, meta=SimpleNamespace(outcomes={}), digest=str)
     monkeypatch.setattr(compare, "TrajectoryDataset", lambda _: fake)
     rule = compare.Rule("left", [["left"], ["middle", "right"], ["none"]])
     compare.run("play", str(tmp_path / "pairs"), rule, 1000, 300, 0.3, ties, 5)
@@ -134,6 +135,31 @@ def test_comparisons_of_what_is_not_there_are_refused_before_training(tmp_path, 
     write_preferences(tmp_path / "pairs", {"train": pairs_of(pairs)}, PreferenceMeta(play), "today")
     with pytest.raises(UserError, match=said):
         PreferenceDataModule(str(tmp_path / "pairs")).setup()
+
+
+@pytest.mark.parametrize("change", [{"outcome": "none"}, {"seed": 77}, {"steps": 4}])
+def test_other_episodes_under_the_same_ids_are_refused(tmp_path, change):
+    def episodes(**changed) -> list[Trajectory]:
+        each: list[dict[str, Any]] = [
+            {"episode": i, "steps": 3, "seed": i, "outcome": OUTCOMES[i % 4]} for i in range(12)
+        ]
+        each[5] |= changed
+        return [made_up(**facts) for facts in each]
+
+    def data(play: str) -> PreferenceDataModule:
+        return PreferenceDataModule(str(tmp_path / "pairs"), play)
+
+    play = record(tmp_path / "play", episodes())
+    compare.run(play, str(tmp_path / "pairs"), compare.Rule("left", [["left"], ["middle", "right"], ["none"]]), None)
+    data(play).setup()
+    # Neither the folder nor what else is in it, nor the order, is what tells episodes apart.
+    more = record(tmp_path / "more", [made_up(40, 3), *episodes()[::-1]])
+    data(more).setup()
+    other = record(tmp_path / "other", episodes(**change))
+    with pytest.raises(UserError, match=r"other' holds other episodes than those that .*pairs' compares"):
+        data(other).prepare_data()
+    with pytest.raises(UserError, match="under the same ids"):
+        data(other).setup()
 
 
 def test_an_outcome_in_a_ranking_that_never_came_is_told(tmp_path, caplog):

@@ -124,6 +124,19 @@ def test_selection_keeps_what_it_says(tmp_path):
         Select(scores=str(scores)).apply(dataset)
 
 
+def test_scores_of_other_episodes_under_the_same_ids_are_refused(tmp_path):
+    dataset, other = (
+        TrajectoryDataset(record(tmp_path / name, [made_up(i, 3, outcome=outcome) for i in range(4)]))
+        for name, outcome in (("play", "left"), ("other", "right"))
+    )
+    scores = tmp_path / "scores.json"
+    content = {"scores": {str(i): float(i) for i in range(4)}, "episodes": dataset.digest(dataset.episodes["id"])}
+    scores.write_text(json.dumps(content))
+    assert Select(scores=str(scores), top=0.5).apply(dataset).tolist() == [2, 3]
+    with pytest.raises(UserError, match="scores other episodes than those of .*other', under the same ids"):
+        Select(scores=str(scores), top=0.5).apply(other)
+
+
 def test_episodes_that_a_reward_model_is_tested_on_can_be_left_out(tmp_path):
     dataset = TrajectoryDataset(record(tmp_path / "play", [made_up(10 + n, 4) for n in range(10)]))
     pairs = {

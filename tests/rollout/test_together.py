@@ -12,6 +12,8 @@ from lit_align.workers import descendants
 from tests.stages.runs import Process, align, inputs
 from tests.support.faulty_world import ID
 
+REWARD = "tests.support.faulty_world:reward_refused_by_one"
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 
@@ -42,6 +44,15 @@ def assert_one_error(code: int, told: str, rank: int) -> None:
 @pytest.mark.slow
 def test_worlds_that_fail_for_good_in_one_process_stop_both_with_one_error(tmp_path):
     assert_one_error(*run(tmp_path, [], rank=1), rank=1)
+
+
+@pytest.mark.slow
+def test_a_reward_that_one_process_refuses_stops_both_with_one_error(tmp_path):
+    code, told = run(tmp_path, [f"--model.reward_model={REWARD}"], rank=9)
+    assert code == 1, told[-3000:]
+    (error,) = (line for line in told.splitlines() if line.startswith("error: "))
+    assert error.startswith(f"error: process 1 of 2 cannot go on, and all have stopped: the reward {REWARD} gave")
+    assert "a reward that is nan at step 0; expected finite numbers" in error
 
 
 @pytest.mark.faults

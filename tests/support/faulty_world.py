@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from lit_align.data.trajectory import Trajectory
 from tests.support.light_world import LightWorld
 
 ID = "tests.support.faulty_world:LitAlign-test/Faulty-v0"
@@ -99,6 +100,11 @@ ACTS = {
     "exit": lambda: os._exit(7),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
 }
+
+
+def reward_refused_by_one(trajectory: Trajectory) -> np.ndarray:
+    """The rewards of a lamp, which are no numbers on the process of rank 1."""
+    return trajectory.rewards * (np.nan if os.environ.get("LOCAL_RANK", "0") == "1" else 1.0)
 
 
 if "LitAlign-test/Faulty-v0" not in gymnasium.registry:
