@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
+import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,10 @@ from lit_align.files import write_whole
 
 
 class MetricsTable:
-    """Rows of named numbers in a CSV file, each on disk as soon as it is logged; new names become new columns."""
+    """Rows of named numbers in a CSV file, each on disk as soon as it is logged; new names become new columns.
+
+    A row that a full disk cut short is taken back, or where the process died of it, left out when the file is opened.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -27,10 +32,10 @@ class MetricsTable:
     def _open(self) -> None:
         # Not when it is made: Lightning does that before a run that starts afresh has cleared its folder.
         if not self._opened and self.path.is_file():
-            with self.path.open(newline="") as file:
-                reader = csv.DictReader(file)
-                self.columns = list(reader.fieldnames or [])
-                self.rows = sum(1 for _ in reader)
+            self.columns, rows, torn = _whole_rows(self.path)
+            self.rows = len(rows)
+            if torn:
+                self._write(rows)
         self._opened = True
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
@@ -42,8 +47,16 @@ class MetricsTable:
         if fresh or not self.columns:
             self.columns = sorted([*self.columns, *fresh])
             self._write(self._read())
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self.columns).writerow(row)
+        line = io.StringIO(newline="")
+        csv.DictWriter(line, self.columns).writerow(row)
+        with self.path.open("ab", buffering=0) as file:
+            size, content = file.tell(), line.getvalue().encode()
+            try:
+                if file.write(content) < len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            except OSError:
+                file.truncate(size)
+                raise
         self.rows += 1
 
     def rewind(self, rows: int, step: int) -> None:
@@ -62,10 +75,7 @@ class MetricsTable:
         """Nothing is held back, so there is nothing to save."""
 
     def _read(self) -> list[dict[str, str]]:
-        if not self.path.is_file():
-            return []
-        with self.path.open(newline="") as file:
-            return list(csv.DictReader(file))
+        return _whole_rows(self.path)[1] if self.path.is_file() else []
 
     def _write(self, rows: list[dict[str, str]]) -> None:
         text = io.StringIO(newline="")
@@ -74,6 +84,15 @@ class MetricsTable:
         writer.writerows(rows)
         write_whole(self.path, text.getvalue())
         self.rows = len(rows)
+
+
+def _whole_rows(path: Path) -> tuple[list[str], list[dict[str, str]], bool]:
+    """The columns and the rows of a table, and whether something in it was cut short, which is left out."""
+    content = path.read_bytes().decode(errors="replace")
+    whole, _, rest = content.rpartition("\n")
+    columns, *rows = list(csv.reader(io.StringIO(whole))) or [[]]
+    good = [dict(zip(columns, row, strict=True)) for row in rows if len(row) == len(columns)]
+    return columns, good, bool(rest) or len(good) < len(rows)
 
 
 class MetricsCSV(CSVLogger):
@@ -133,8 +152,7 @@ def last_values(folder: Path) -> dict[str, float]:
     path = folder / "metrics.csv"
     if not path.is_file():
         return {}
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    _, rows, _ = _whole_rows(path)
     return {
         name: float(value) for row in rows for name, value in row.items() if value and name not in ("epoch", "step")
     }
