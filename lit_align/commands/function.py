@@ -9,11 +9,19 @@ from dataclasses import is_dataclass
 from typing import Any, get_type_hints
 
 from lit_align.commands.arguments import check_config_files, function_parser
+from lit_align.commands.signals import Signals, handlers_put_back
 
 
 def run_function(verb: str, run: Callable[..., Any], argv: list[str]) -> None:
-    """Calls `run` with what `argv` and its `--config` files say."""
-    run(**_parse(verb, run, argv))
+    """Calls `run` with what `argv` and its `--config` files say; SIGTERM ends it as Ctrl-C does.
+
+    Raises:
+        Terminated: After SIGTERM, once what was half written is gone and worlds are closed.
+    """
+    options = _parse(verb, run, argv)
+    with handlers_put_back():
+        Signals().take_terminations()
+        run(**options)
 
 
 def check_function(verb: str, run: Callable[..., Any], argv: list[str]) -> None:

@@ -88,17 +88,21 @@ Recordings = Generator[Recorded, None, None]
 
 
 def agent_plays(agent: Agent, play: Play, worlds: int, temperature: float = 1.0, top_p: float = 1.0) -> Recordings:
-    """An agent's episodes, in the order in which they end."""
+    """An agent's episodes in the order of their ids: the first so many of an outcome are not the quickest ones."""
     from lit_align.rollout.sampler import Sampler
 
     worlds = min(worlds, play.episodes or worlds)
     name = str(agent.info.get("stage", "agent"))
 
     with Sampler(agent, play.make_world, worlds, temperature, play.seed, name, top_p=top_p) as sampler:
-        counted = 0
+        counted, at = 0, 0
+        ended: dict[int, Recorded] = {}
         for trajectory in sampler.play(play.deal()):
-            yield Recorded.of(trajectory, sampler.failures - counted)
+            ended[trajectory.id] = Recorded.of(trajectory, sampler.failures - counted)
             counted = sampler.failures
+            while at in ended:
+                yield ended.pop(at)
+                at += 1
 
 
 def players_play(mixture: dict[str, float], targets: list[str] | None, play: Play, workers: int) -> Recordings:
