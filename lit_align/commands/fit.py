@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from lit_align.commands import wandb_story
@@ -20,6 +21,9 @@ from lit_align.stages.metrics_csv import last_values
 
 if TYPE_CHECKING:
     from lit_align.commands.stage import StageCLI
+
+
+_log = logging.getLogger("lit_align.run")
 
 
 def fit(cli: StageCLI, train: Callable[[], Any]) -> None:
@@ -63,6 +67,8 @@ def fit(cli: StageCLI, train: Callable[[], Any]) -> None:
             end_processes(cli.trainer)
 
 
+MAY_CHANGE = ("trainer", "out", "wandb", "wandb_data", "tensorboard", "checkpoint_every", "videos")
+"""Settings that leave alone what is learned, or are there to be changed, as `trainer.max_epochs`."""
 _STATES = {KeyboardInterrupt: "interrupted", Terminated: "interrupted", Preempted: "preempted"}
 
 
@@ -90,9 +96,22 @@ class Story:
         folder.sweep()
         self._begun, self._log = True, folder.open_log()
         folder.mend(cli.checkpoint)
+        if cli.checkpoint is not None and cli.checkpoint.parent == folder.checkpoints:
+            self._tell_changes()
         folder.write("config.yaml", cli.resolved())
         facts = {"parent": cli.config.init_from, "random_init": cli.config.random_init, "seed": cli.config.seed}
         folder.begin(sys.argv[1:], stage=cli.verb, **facts, wandb=wandb_story.begin(cli))
+
+    def _tell_changes(self) -> None:
+        """Says which settings are others than those that the run had so far: `config.yaml` will hold the new ones."""
+        path = self.folder.path / "config.yaml"
+        before = yaml.safe_load(path.read_text()) if path.is_file() else None
+        if changes := [*changed(before, yaml.safe_load(self.cli.resolved()))]:
+            _log.warning(
+                "the run goes on with other settings than it had: %s (before -> now); for those of before, give "
+                "--config %s --resume last",
+                *("; ".join(changes), path),
+            )
 
     def leave(self) -> None:
         """What the next stage reads, and the headline."""
@@ -121,6 +140,16 @@ class Story:
         """Ends what it logs to."""
         wandb_story.close(self.cli, success)
         close_log(self._log)
+
+
+def changed(before: Any, now: Any, key: str = "") -> Iterator[str]:
+    """The settings that differ, `key: before -> now`; not those of where and how long to run, nor new ones."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for name in now:
+            if name in before and (key or name not in MAY_CHANGE):
+                yield from changed(before[name], now[name], f"{key}.{name}" if key else str(name))
+    elif before != now:
+        yield f"{key}: {before} -> {now}"
 
 
 def headline(metrics: Mapping[str, Any], wanted: Sequence[str]) -> str:

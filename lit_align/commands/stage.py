@@ -303,6 +303,14 @@ def _trainer_call(cli: StageCLI) -> Any:
     path = None if cli.checkpoint is None else str(cli.checkpoint)
     try:
         return getattr(cli.trainer, cli.action)(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
+    except RuntimeError as error:
+        if path is None or cli.run_state.training or "loading state_dict" not in str(error):
+            raise
+        told = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the checkpoint {path} is of another network ({told} ...); expected the settings that it was "
+            f"trained with, which are in {cli.folder.path / 'config.yaml'}: --config takes that file"
+        ) from error
     except SystemExit as end:
         if cli.trainer.interrupted:  # Lightning turns Ctrl-C into exit code 1
             raise KeyboardInterrupt from end

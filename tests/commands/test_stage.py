@@ -100,10 +100,14 @@ def _steps(out: Path) -> list[tuple[str, str]]:
 def test_a_flag_counts_more_than_the_checkpoint(tmp_path: Path) -> None:
     out = tmp_path / "run"
     fit(out, "--model.lr=0.5", epochs=1)
-    fit(out, "--model.lr=0.25", "--resume=last", epochs=2)
+    fit(out, "--model.lr=0.25", "--resume=last", "--checkpoint_every=3", epochs=2)
+    told = (out / "log.txt").read_text()
+    assert "other settings than it had: model.lr: 0.5 -> 0.25 (before -> now)" in told
+    fit(out, "--model.lr=0.25", "--resume=last", epochs=3)
+    assert (out / "log.txt").read_text().count("other settings") == 1, "nothing else changed that matters"
     group = checkpoint(out)["optimizer_states"][0]["param_groups"][0]
     assert group["initial_lr"] == 0.25
-    assert group["lr"] == pytest.approx(0.25 / 9)  # the schedule after eight steps
+    assert group["lr"] == pytest.approx(0.25 / 13)  # the schedule after twelve steps
 
 
 def test_a_checkpoint_holds_no_code(tmp_path: Path) -> None:

@@ -215,3 +215,13 @@ def test_a_pickle_in_an_agents_folder_is_not_loaded(tmp_path):
     assert not sprung.exists()
     pickle.loads(bad)  # the trap is one
     assert sprung.exists()
+
+
+def test_a_checkpoint_of_another_network_is_named(folder, capsys):
+    out = folder / "out"
+    assert main(pretrain(folder, out, epochs=1)) == 0
+    assert main([*pretrain(folder, out), "--model.backbone.width=64", "--resume=last"]) == 2
+    told = capsys.readouterr().err
+    assert "last.ckpt is of another network (Error(s) in loading state_dict" in told
+    assert f"expected the settings that it was trained with, which are in {out / 'config.yaml'}" in told
+    assert "Traceback" not in told
