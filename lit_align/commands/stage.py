@@ -192,6 +192,7 @@ class StageCLI(LightningCLI):
         if self.verb in CALLBACKS and self.action == "fit" and not self.config.dry_run:
             config["callbacks"] += [*filming(self.folder.path, self.config_init.videos, bool(self.config.wandb))]
             config["callbacks"] += [LastPlay()] if self.config.wandb else []
+        config |= validation_at_the_end(config)
         plugins = config.get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         config["plugins"] = [*plugins, AtomicCheckpointIO(), *slurm_environment(plugins)]
@@ -202,7 +203,9 @@ class StageCLI(LightningCLI):
             if config.get("enable_checkpointing") is not False:
                 config["callbacks"] += last_checkpoint(self.folder.checkpoints, self.config.checkpoint_every)
             if config.get("logger") in (None, True):
-                config["logger"] = loggers_of(self.config, self.folder, self.checkpoint, self.run_state)
+                loggers = loggers_of(self.config, self.folder, self.checkpoint, self.run_state)
+                # `metrics.csv`, the first, is of the training; what is measured later is in `validate.yaml`.
+                config["logger"] = loggers if self.action == "fit" else loggers[1:] or False
             config["default_root_dir"] = str(self.folder.path)
         trainer = Trainer(**config)
         check_number(trainer, plugins)
@@ -242,6 +245,14 @@ def run_stage(verb: str, argv: list[str], classes: tuple[str, str] | None = None
             fit(cli, lambda: _train(cli))
         else:
             _measure(cli)
+
+
+def validation_at_the_end(trainer: dict[str, Any]) -> dict[str, int]:
+    """A later `val_check_interval` than the end of a run, which was made shorter than its file meant, is its end."""
+    every, steps = trainer.get("val_check_interval"), trainer.get("max_steps") or -1
+    batches = steps * (trainer.get("accumulate_grad_batches") or 1)
+    by_batches = isinstance(every, int) and trainer.get("check_val_every_n_epoch", 1) is None
+    return {"val_check_interval": batches} if by_batches and 0 < batches < every else {}
 
 
 def missing_folders(config: Any) -> list[str]:

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lit_align.errors import UserError
+from lit_align.errors import UserError, raise_all
 from lit_align.hub import called, source_of
 from lit_align.models.agent import Agent
 from lit_align.models.config import BackboneConfig
@@ -381,18 +381,21 @@ def channels_last(network: AnyNetwork) -> AnyNetwork:
 
 
 def check_observations(what: str, config: BackboneConfig, data: Any) -> None:
-    """Raises ValueError unless the data holds frames and vectors of the sizes that a network sees."""
+    """Raises ValueError, with all that is amiss, unless data is of the sizes that a network sees."""
+    errors = []
     if config.vector_size != data.vector_size:
-        raise UserError(
+        errors.append(
             f"the {what} sees vectors of {config.vector_size} numbers, the data holds {data.vector_size}; "
             f"set --model.backbone.vector_size {data.vector_size} for a new agent, or use other data"
         )
     if config.image_size != data.image_size:
         mend = f"set --data.image_size {config.image_size} to resize it" if data.image_size else "use other data"
-        raise UserError(
+        mend = mend if config.image_size else "set --data.image_size 0 to leave them out"
+        errors.append(
             f"the {what} sees {config.image_size} pixels, the data holds {data.image_size}; "
-            f"{mend if config.image_size else 'set --data.image_size 0 to leave them out'}"
+            f"set --model.backbone.image_size {data.image_size} for a new agent, or {mend}"
         )
+    raise_all(errors)
 
 
 def step_mask(lengths: Tensor, steps: int) -> Tensor:

@@ -110,6 +110,13 @@ def test_a_flag_counts_more_than_the_checkpoint(tmp_path: Path) -> None:
     assert group["lr"] == pytest.approx(0.25 / 13)  # the schedule after twelve steps
 
 
+@pytest.mark.parametrize(("every", "rows_at"), [(80, ["5"]), (2, ["1", "3"])])
+def test_a_run_that_is_made_shorter_still_validates(tmp_path: Path, every: int, rows_at: list[str]) -> None:
+    by_steps = [f"--trainer.val_check_interval={every}", "--trainer.check_val_every_n_epoch=null"]
+    fit(tmp_path / "run", "--trainer.max_steps=6" if every > 6 else "--trainer.max_steps=5", *by_steps)
+    assert [row["step"] for row in rows(tmp_path / "run") if row["val"]] == rows_at
+
+
 def test_a_checkpoint_holds_no_code(tmp_path: Path) -> None:
     fit(tmp_path / "run", epochs=1)
     assert checkpoint(tmp_path / "run")["lit_align_run"]["rng"]  # loads with weights_only=True, random states included
@@ -204,7 +211,9 @@ def test_a_dry_run_shows_what_would_run_and_writes_nothing(tmp_path: Path, capsy
 def test_validate_measures_the_run(tmp_path: Path) -> None:
     out = tmp_path / "run"
     fit(out, epochs=1)
+    before = (out / "metrics.csv").read_bytes()
     fit(out, action="validate", epochs=1)
+    assert (out / "metrics.csv").read_bytes() == before, "which are those of its training"
     measured = yaml.safe_load((out / "validate.yaml").read_text())[0]["val"]
     logged = [float(row["val"]) for row in rows(out) if row["val"]][-1]
     assert measured == pytest.approx(logged)
