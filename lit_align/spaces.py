@@ -8,6 +8,7 @@ a discrete choice, or an axis cut into bins. `ActionCodec` translates both ways 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
@@ -376,7 +377,8 @@ def _space_from_dict(data: dict[str, Any], depth: int = 0) -> spaces.Space[Any]:
         )
     try:
         if kind == "Dict":
-            return spaces.Dict({key: _space_from_dict(sub, depth + 1) for key, sub in data["spaces"].items()})
+            parts_of = [(key, _space_from_dict(sub, depth + 1)) for key, sub in data["spaces"].items()]
+            return spaces.Dict(OrderedDict(parts_of))  # a plain dict would be sorted by its keys
         if kind == "Tuple":
             return spaces.Tuple([_space_from_dict(sub, depth + 1) for sub in data["spaces"]])
         if kind == "Discrete":

@@ -1,6 +1,7 @@
 """Actions to classes and back, for the gamepad and for any Gymnasium space."""
 
 import json
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -52,6 +53,22 @@ def test_any_space_decodes_to_its_own_and_keeps_classes(seed):
     assert ANY.contains(action)
     assert codec.encode(action).tolist() == classes.tolist()  # every centre lies in its own bin
     assert ActionCodec.from_dict(json.loads(json.dumps(codec.to_dict()))) == codec
+
+
+keys = st.lists(st.text(min_size=1, max_size=3), min_size=1, max_size=5, unique=True)
+
+
+@settings(deadline=None)
+@given(keys, st.booleans(), st.integers(0, 2**32 - 1))
+def test_parts_keep_their_order_when_a_space_is_written_and_read(names, keyword, seed):
+    parts = [(name, spaces.Discrete(2 + at)) for at, name in enumerate(names)]
+    space = spaces.Dict(**dict(parts)) if keyword else spaces.Dict(OrderedDict(parts))
+    space.seed(seed)
+    codec, action = ActionCodec(space), space.sample()
+    again = ActionCodec.from_dict(json.loads(json.dumps(codec.to_dict())))
+    assert [head.name for head in again.heads] == names
+    assert again == codec
+    assert again.decode(codec.encode(action)) == action
 
 
 @pytest.mark.parametrize(
