@@ -91,13 +91,14 @@ class ActionCodec:
         self.sizes: tuple[int, ...] = tuple(head.classes for head in heads)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ActionCodec) and self.heads == other.heads
+        # The heads as well, since dicts are equal whatever the order of their keys.
+        return isinstance(other, ActionCodec) and self.heads == other.heads and self.to_dict() == other.to_dict()
 
     def __hash__(self) -> int:
         return hash(self.heads)
 
     def __repr__(self) -> str:
-        return f"ActionCodec({describe(self.heads)})"
+        return f"ActionCodec({_counts(self.heads)} classes: {_cut(_space_in_words(self.space))})"
 
     @property
     def null(self) -> Classes:
@@ -174,16 +175,51 @@ class ActionCodec:
 
 def describe(heads: tuple[Head, ...]) -> str:
     """A short line for people: `12 x 2, 4 x 11 classes (buttons.0, ..., right_stick.1)`."""
+    names = [head.name or "action" for head in heads]
+    shown = names if len(names) <= 4 else [names[0], names[1], "...", names[-1]]
+    return f"{_counts(heads)} classes ({', '.join(shown)})"
+
+
+def _counts(heads: tuple[Head, ...]) -> str:
+    """How many heads in a row have so many classes: `12 x 2, 4 x 11`."""
     counts: list[list[int]] = []
     for head in heads:
         if counts and counts[-1][1] == head.classes:
             counts[-1][0] += 1
         else:
             counts.append([1, head.classes])
-    shape = ", ".join(f"{n} x {c}" for n, c in counts)
-    names = [head.name or "action" for head in heads]
-    shown = names if len(names) <= 4 else [names[0], names[1], "...", names[-1]]
-    return f"{shape} classes ({', '.join(shown)})"
+    return _cut(", ".join(f"{n} x {c}" for n, c in counts))
+
+
+def _space_in_words(space: spaces.Space[Any]) -> str:
+    """A space without what goes without saying, such as `Dict(fire: MultiBinary(3), wheel: Box(-1.0..1.0, 2))`."""
+    if isinstance(space, spaces.Dict):
+        return f"Dict({', '.join(f'{key}: {_space_in_words(sub)}' for key, sub in space.spaces.items())})"
+    if isinstance(space, spaces.Tuple):
+        return f"Tuple({', '.join(_space_in_words(sub) for sub in space.spaces)})"
+    if isinstance(space, spaces.Discrete):
+        return f"Discrete({space.n}{f', start {space.start}' if space.start else ''})"
+    if isinstance(space, spaces.MultiDiscrete):
+        start = f", start {_in_words(space.start)}" if np.any(space.start) else ""
+        return f"MultiDiscrete({_in_words(space.nvec)}, {_shape(space)}{start})"
+    if isinstance(space, spaces.Box):
+        dtype = "" if space.dtype == np.float32 else f", {space.dtype}"
+        return f"Box({_in_words(space.low)}..{_in_words(space.high)}, {_shape(space)}{dtype})"
+    return f"{type(space).__name__}({_shape(space)})"
+
+
+def _shape(space: spaces.Space[Any]) -> str:
+    return " x ".join(map(str, space.shape or ()))
+
+
+def _in_words(values: NDArray[Any]) -> str:
+    """Numbers, or the one that all of them are."""
+    shown = [str(value) for value in values.ravel()]
+    return shown[0] if len(set(shown)) == 1 else f"[{' '.join(shown)}]"
+
+
+def _cut(text: str, most: int = 300) -> str:
+    return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 
 def _join(path: str, part: object) -> str:
@@ -193,6 +229,11 @@ def _join(path: str, part: object) -> str:
 def _collect(space: spaces.Space[Any], path: str, heads: list[Head]) -> None:
     if isinstance(space, spaces.Dict):
         for key, sub in space.spaces.items():
+            if not isinstance(key, str):
+                raise UserError(
+                    f"the action space {path or 'action'} has the key {shortly(key)}, {type(key).__name__}; expected "
+                    "text, which files keep as it is: name the parts of the Dict by words"
+                )
             _collect(sub, _join(path, key), heads)
     elif isinstance(space, spaces.Tuple):
         for i, sub in enumerate(space.spaces):

@@ -2,6 +2,7 @@
 
 import json
 from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,6 +70,48 @@ def test_parts_keep_their_order_when_a_space_is_written_and_read(names, keyword,
     assert [head.name for head in again.heads] == names
     assert again == codec
     assert again.decode(codec.encode(action)) == action
+
+
+PAIR = [spaces.Discrete(3), spaces.Discrete(2)]
+LOOK_ALIKES = [
+    (spaces.Tuple(PAIR), spaces.Dict({"0": PAIR[0], "1": PAIR[1]})),
+    (spaces.Box(-1, 1, (4,)), spaces.Box(-1, 1, (2, 2))),
+    (spaces.Box(-1, 1, (2,), np.float32), spaces.Box(-1, 1, (2,), np.int8)),
+    (spaces.Box(-1, 1, (2,)), spaces.Box(-2, 2, (2,))),
+    (spaces.Box(-2, np.array([2, 3], np.float32)), spaces.Box(-2, np.array([3, 2], np.float32))),
+    (spaces.MultiBinary(4), spaces.MultiBinary((2, 2))),
+    (spaces.MultiBinary(2), spaces.MultiDiscrete([2, 2])),
+    (spaces.MultiDiscrete([2, 3]), spaces.MultiDiscrete([2, 3], start=[0, 1])),
+    (spaces.Discrete(3), spaces.Discrete(3, start=-1)),
+    (
+        spaces.Dict(OrderedDict(a=spaces.Discrete(2), b=spaces.Discrete(3))),
+        spaces.Dict(OrderedDict(b=spaces.Discrete(3), a=spaces.Discrete(2))),
+    ),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), LOOK_ALIKES)
+def test_spaces_whose_actions_differ_are_not_equal_and_look_so(one, other):
+    codecs = ActionCodec(one), ActionCodec(other)
+    assert codecs[0] != codecs[1]
+    assert str(codecs[0]) != str(codecs[1])
+    for codec in codecs:
+        again = ActionCodec.from_dict(json.loads(json.dumps(codec.to_dict())))
+        assert (again, hash(again), str(again)) == (codec, hash(codec), str(codec))
+
+
+def test_a_codec_is_told_in_a_line_however_much_there_is_to_it():
+    assert str(ActionCodec(gamepad_space())) == (
+        "ActionCodec(12 x 2, 4 x 11 classes: Dict(buttons: MultiBinary(12), left_stick: Box(-1.0..1.0, 2), "
+        "right_stick: Box(-1.0..1.0, 2)))"
+    )
+    assert len(str(ActionCodec(spaces.MultiDiscrete(np.arange(2, 202))))) < 700
+
+
+def test_parts_that_no_text_names_are_refused():
+    numbered: Any = {7: spaces.Discrete(2)}
+    with pytest.raises(UserError, match="has the key 7, int; expected text"):
+        ActionCodec(spaces.Dict(numbered))
 
 
 @pytest.mark.parametrize(
