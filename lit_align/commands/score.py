@@ -56,7 +56,7 @@ def run(reward_model: str, trajectories: str, out: str, batch_size: int = 16, th
         "schema": 1,
         "trajectories": Path(trajectories).name,
         "reward_model": called(reward_model),
-        "episodes": dataset.digest(dataset.episodes["id"]),
+        "episodes": dataset.digests(),
         "scores": scores,
     }
     write_whole(target / "scores.json", json.dumps(content, indent=1) + "\n")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lit_align.data.preferences import Preferences, ids_of, read_preferences
 from lit_align.data.trajectories import TrajectoryDataset
-from lit_align.errors import UserError
+from lit_align.errors import UserError, shortly
 
 
 @dataclass
@@ -103,10 +103,18 @@ def read_scores(path: str | Path, dataset: TrajectoryDataset) -> NDArray[np.floa
             f"'{path}' has no score for {len(missing)} of the {len(dataset)} episodes of '{dataset.folder}' "
             f"(first: {missing[0]})"
         )
-    if len(scores) == len(dataset) and content.get("episodes") not in (None, dataset.digest(dataset.episodes["id"])):
+    scored = content.get("episodes", {})
+    if not isinstance(scored, dict):
         raise UserError(
-            f"'{path}' scores other episodes than those of '{dataset.folder}', under the same ids (seeds, lengths or "
-            "outcomes differ); expected the trajectories that were scored: score these by 'lit-align score'"
+            f"'{path}' holds {shortly(scored)} as episodes; expected an object of episode id -> digits: make it again "
+            "by 'lit-align score'"
+        )
+    others = [e for e, digits in dataset.digests().items() if scored.get(e, digits) != digits]
+    if others:
+        raise UserError(
+            f"'{path}' scores other episodes than {len(others)} of the {len(dataset)} of '{dataset.folder}', under the "
+            f"same ids (seeds, lengths or outcomes differ; first: {others[0]}); expected the trajectories that were "
+            "scored, or some of them: score these by 'lit-align score'"
         )
     found = np.array([scores[str(int(e))] for e in dataset.episodes["id"]], np.float64)
     if not np.isfinite(found).all():

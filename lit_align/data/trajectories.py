@@ -320,18 +320,29 @@ class TrajectoryDataset:
             raise UserError(f"episode {episode} is not in '{self.folder}' ({len(self)} episodes)")
         return self._row[episode]
 
+    def digests(self) -> dict[str, str]:
+        """Tells each episode from others of the same id: its id -> 16 hexadecimal digits.
+
+        They are of its seed, length and outcome, wherever it is kept and among which others.
+        """
+        columns = (self.episodes[name].tolist() for name in ("id", "seed", "length", "outcome"))
+        return {
+            str(episode): hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+            for episode, *facts in zip(*columns, strict=True)
+        }
+
     def digest(self, ids: NDArray[np.int64]) -> str:
-        """Tells some episodes from others of the same ids, wherever they are kept and among which others.
+        """Tells some episodes from others of the same ids by one text.
 
         Args:
             ids: Global episode ids; those that the folder does not hold are left out.
 
         Returns:
-            Hexadecimal digits, of the ids, seeds, lengths and outcomes of the episodes.
+            Hexadecimal digits, of the ids and the `digests` of the episodes.
         """
-        rows = np.flatnonzero(np.isin(self.episodes["id"], ids))
-        columns = (self.episodes[name][rows].tolist() for name in ("id", "seed", "length", "outcome"))
-        return hashlib.sha256(json.dumps(list(zip(*columns, strict=True))).encode()).hexdigest()
+        wanted = set(map(str, ids.tolist()))
+        some = {episode: digits for episode, digits in self.digests().items() if episode in wanted}
+        return hashlib.sha256(json.dumps(some).encode()).hexdigest()
 
     def read(self, index: int, columns: list[str] | None = None) -> pa.Table:
         """The rows of an episode, some columns of them."""

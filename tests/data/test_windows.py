@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import tempfile
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,17 +127,36 @@ def test_selection_keeps_what_it_says(tmp_path):
         Select(scores=str(scores)).apply(dataset)
 
 
-def test_scores_of_other_episodes_under_the_same_ids_are_refused(tmp_path):
-    dataset, other = (
-        TrajectoryDataset(record(tmp_path / name, [made_up(i, 3, outcome=outcome) for i in range(4)]))
-        for name, outcome in (("play", "left"), ("other", "right"))
-    )
-    scores = tmp_path / "scores.json"
-    content = {"scores": {str(i): float(i) for i in range(4)}, "episodes": dataset.digest(dataset.episodes["id"])}
-    scores.write_text(json.dumps(content))
-    assert Select(scores=str(scores), top=0.5).apply(dataset).tolist() == [2, 3]
-    with pytest.raises(UserError, match="scores other episodes than those of .*other', under the same ids"):
-        Select(scores=str(scores), top=0.5).apply(other)
+@settings(max_examples=30, deadline=None)
+@given(
+    count=st.integers(1, 6),
+    change=st.sampled_from([{}, {"outcome": "right"}, {"seed": 7}, {"steps": 2}]),
+    drawn=st.data(),
+)
+def test_scores_are_of_their_episodes_alone_however_many_of_them_there_are(count, change, drawn):
+    some = drawn.draw(st.lists(st.integers(0, count - 1), min_size=1, unique=True))
+    changed = drawn.draw(st.sampled_from(some))
+    usual: dict[str, Any] = {"steps": 1, "size": 8}
+    with tempfile.TemporaryDirectory() as folder:
+        whole = TrajectoryDataset(record(f"{folder}/play", [made_up(i, **usual) for i in range(count)]))
+        part = [made_up(i, **usual | (change if i == changed else {})) for i in some]
+        dataset = TrajectoryDataset(record(f"{folder}/part", part))
+        content = {"scores": {str(i): float(i) for i in range(count)}, "episodes": whole.digests()}
+        (scores := Path(folder, "scores.json")).write_text(json.dumps(content))
+        assert len(Select(scores=str(scores)).apply(whole)) == count
+        if not change:
+            assert len(Select(scores=str(scores)).apply(dataset)) == len(some)
+            return
+        said = rf"other episodes than 1 of the {len(some)} of .*part', under the same ids .*first: {changed}\)"
+        with pytest.raises(UserError, match=said):
+            Select(scores=str(scores)).apply(dataset)
+
+
+def test_scores_whose_episodes_are_told_otherwise_are_refused(tmp_path):
+    dataset = TrajectoryDataset(record(tmp_path / "play", [made_up(0, 3)]))
+    (scores := tmp_path / "scores.json").write_text(json.dumps({"scores": {"0": 1.0}, "episodes": "0123"}))
+    with pytest.raises(UserError, match=r"'0123' as episodes; expected .* make it again"):
+        Select(scores=str(scores)).apply(dataset)
 
 
 def test_episodes_that_a_reward_model_is_tested_on_can_be_left_out(tmp_path):
