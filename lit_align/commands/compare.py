@@ -15,6 +15,7 @@ from lit_align.data.annotators import Annotator, Floats, Rule
 from lit_align.data.preferences import SPLITS, PreferenceMeta, Preferences, ids_of, write_preferences
 from lit_align.data.trajectories import TrajectoryDataset
 from lit_align.errors import UserError, did_you_mean
+from lit_align.hub import pin
 
 __all__ = ["Annotator", "Rule", "run"]
 
@@ -39,7 +40,7 @@ def run(
     annotators of one seed judge the same pairs, and fewer comparisons are the first of more.
 
     Args:
-        trajectories: Folder of the trajectories to compare.
+        trajectories: Folder of the trajectories to compare, or `user/name` on the Hub.
         out: Folder to write; it must not exist or be empty.
         rule: What is preferred.
         comparisons: Pairs for training; None takes all that the training episodes give.
@@ -58,6 +59,7 @@ def run(
         )
     annotator = annotator or Annotator()
     gamma = annotator.parameters()["gamma"]
+    trajectories = pin(trajectories, "dataset")  # a branch may move before the comparisons are written
     dataset = TrajectoryDataset(trajectories)
     check_outcomes(rule, dataset, trajectories)
     ids = dataset.episodes["id"]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lit_align.data.described import AGAIN, FLOATING, INTEGER, check_columns, read_described, readable, text
 from lit_align.errors import UserError
 from lit_align.files import beside, put_folder
-from lit_align.hub import fetch, is_id
+from lit_align.hub import fetch, is_id, pin, split_id
 
 SCHEMA = 1
 SPLITS = ("train", "test")
@@ -68,7 +68,7 @@ class PreferenceMeta:
     """`meta.json` of a folder of preferences.
 
     Attributes:
-        trajectories: Folder of the trajectories, relative to this one.
+        trajectories: Folder of the trajectories, relative to this one, or `user/name@commit` on the Hub.
         rule: What decided, such as the ranking of outcomes.
         counts: Comparisons in each split.
         provenance: Free JSON facts; of synthetic ones `annotator`, and for each split `best_accuracy`, the share of
@@ -94,8 +94,15 @@ def write_preferences(
 ) -> None:
     """Writes a folder that `datasets.load_dataset` opens, whole or not at all.
 
+    Args:
+        folder: Folder to write.
+        splits: The comparisons.
+        meta: What they are; its `trajectories`, a folder or `user/name` on the Hub, becomes relative to `folder`, or
+            names the commit.
+        created_at: When they were made, UTC.
+
     Raises:
-        ValueError: The folder holds something already.
+        ValueError: The folder holds something already, or the trajectories are not on the Hub that are said to be.
     """
     target = Path(folder)
     if target.exists() and any(target.iterdir()):
@@ -103,8 +110,9 @@ def write_preferences(
     with beside(target) as scratch:
         aside = scratch / target.name
         (aside / "data").mkdir(parents=True)
-        name = Path(meta.trajectories).name
-        meta.trajectories = os.path.relpath(meta.trajectories, target)
+        on_hub = is_id(meta.trajectories)
+        name = Path(split_id(meta.trajectories)[0] if on_hub else meta.trajectories).name
+        meta.trajectories = pin(meta.trajectories, "dataset") if on_hub else os.path.relpath(meta.trajectories, target)
         for split, pairs in splits.items():
             count = len(pairs)
             table = pa.table(

@@ -9,12 +9,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
 from lit_align.cli import main
+from lit_align.commands.compare import Rule
+from lit_align.commands.compare import run as compare
 from lit_align.commands.hub_names import pin_names
 from lit_align.commands.pull import run as pull
 from lit_align.commands.push import run as push
@@ -179,6 +182,20 @@ def test_a_run_that_goes_on_keeps_the_commit_that_it_began_with(hub, tmp_path):
     assert again == {"init_from": f"alice/agent@{first}"}
     pin_names(fresh := {"init_from": "alice/agent"}, None)
     assert fresh != again
+
+
+def test_comparisons_of_trajectories_on_the_hub_name_their_commit(hub, tmp_path, monkeypatch):
+    record(tmp_path / "made", [made_up(i, 3, outcome=("left", "none")[i % 2]) for i in range(12)])
+    first = hub.put("alice/play", files_of(tmp_path / "made"), kind="dataset")
+    compare("alice/play", str(tmp_path / "pairs"), Rule("left", [["left"], ["none"]]), 5, 2)
+    hub.put("alice/play", {"README.md": b"# moved on"}, kind="dataset")
+    monkeypatch.chdir(tmp_path / "made")  # nothing depends on where one stands
+    meta, _ = read_preferences(tmp_path / "pairs")
+    assert meta.trajectories == f"alice/play@{first}"
+    assert pq.read_table(tmp_path / "pairs" / "data")["dataset"].unique().to_pylist() == ["play"]
+    data = PreferenceDataModule(str(tmp_path / "pairs"))
+    assert data.folder == meta.trajectories
+    data.setup()
 
 
 @pytest.mark.slow
