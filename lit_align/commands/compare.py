@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import logging
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,15 +11,15 @@ from numpy.typing import NDArray
 
 from lit_align import __version__
 from lit_align.data.annotators import Annotator, Floats, Rule
+from lit_align.data.outcomes import check_outcomes
 from lit_align.data.preferences import SPLITS, PreferenceMeta, Preferences, ids_of, write_preferences
 from lit_align.data.trajectories import TrajectoryDataset
-from lit_align.errors import UserError, did_you_mean
+from lit_align.errors import UserError
 from lit_align.hub import pin
 
 __all__ = ["Annotator", "Rule", "run"]
 
 Places = NDArray[np.int64]
-_log = logging.getLogger(__name__)
 
 
 def run(
@@ -61,7 +60,8 @@ def run(
     gamma = annotator.parameters()["gamma"]
     trajectories = pin(trajectories, "dataset")  # a branch may move before the comparisons are written
     dataset = TrajectoryDataset(trajectories)
-    check_outcomes(rule, dataset, trajectories)
+    ranked = [outcome for group in rule.ranking for outcome in group]
+    check_outcomes("rule.ranking", ranked, dataset, trajectories, "unnamed ones rank last")
     ids = dataset.episodes["id"]
     worth, perceived = rule.utilities(dataset, gamma)
     rng = np.random.default_rng([seed, 1])
@@ -103,27 +103,6 @@ def run(
         line += f"; the rule agrees with the {annotator.kind} annotator {told}"
     print(line)  # noqa: T201  what the command found
     (Path(out) / "headline.txt").write_text(line + "\n")
-
-
-def check_outcomes(rule: Rule, dataset: TrajectoryDataset, folder: str) -> None:
-    """Says which outcomes of a ranking no episode has, and which there may be meant.
-
-    Raises:
-        UserError: One of them differs from an outcome that there is, and that the ranking lacks, in capitals alone.
-    """
-    ranked = {outcome for group in rule.ranking for outcome in group}
-    there = set(dataset.episodes["outcome"].astype(str).tolist())
-    unranked = sorted(there - ranked)
-    alike = {other.casefold(): other for other in unranked}
-    for outcome in sorted(ranked - there):
-        if other := alike.get(outcome.casefold()):
-            raise UserError(
-                f"rule.ranking names {outcome!r}, and episodes of '{folder}' end {other!r}; expected the same word"
-            )
-        _log.warning(
-            "no episode of '%s' ends %r, which rule.ranking names%s (outcomes %s); unnamed ones rank last",
-            *(folder, outcome, did_you_mean(outcome, unranked), dataset.meta.outcomes),
-        )
 
 
 def agreement(pairs: Preferences) -> tuple[float | None, int]:

@@ -94,7 +94,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
     def prepare_data(self) -> None:
         """Decodes the frames once, on one process of each machine; a selection of nothing is found before."""
         for folder in self.folders:
-            self.select.apply(TrajectoryDataset(folder))
+            self.select.apply(TrajectoryDataset(folder), say=True)
         for folder in [*self.folders, *self.also]:
             FrameCache(folder, self.wanted_size)
 

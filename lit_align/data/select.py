@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from lightning.pytorch.utilities.rank_zero import rank_zero_info  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 
+from lit_align.data.outcomes import check_outcomes
 from lit_align.data.preferences import Preferences, ids_of, read_preferences
 from lit_align.data.trajectories import TrajectoryDataset
 from lit_align.errors import UserError, shortly
@@ -20,7 +22,10 @@ class Select:
 
     Attributes:
         scores: A file that `lit-align score` left, for `top` and `at_least`.
-        top: Keep this fraction of the episodes, the best scored (the paper's preference fine-tuning keeps 0.2).
+        top: Keep this fraction of the episodes, the best scored (the paper's preference fine-tuning keeps 0.2). They
+            are counted against all episodes of the folder, or all `compared`, but picked from those alone that the
+            other conditions leave: with `outcomes`, 0.2 of 100 episodes is up to 20 of these outcomes, however well
+            others score.
         at_least: Keep episodes with this score or more; ReST raises it from round to round (Gulcehre et al. 2023, arXiv
             2308.08998).
         compared: A folder of preferences: keep the episodes of its training comparisons, so that those it is tested on
@@ -47,13 +52,27 @@ class Select:
         if self.top is not None and not 0 < self.top <= 1:
             raise UserError(f"data.select.top is {self.top}; expected a fraction above 0 and up to 1, such as 0.2")
 
-    def apply(self, dataset: TrajectoryDataset) -> NDArray[np.int64]:
+    def apply(self, dataset: TrajectoryDataset, say: bool = False) -> NDArray[np.int64]:
         """Indices of the episodes kept, ascending.
 
+        Args:
+            dataset: The episodes to choose from.
+            say: Tell how many are kept, and warn of outcomes that none of them has.
+
         Raises:
-            ValueError: Nothing is left, or the scores are of other trajectories.
+            ValueError: Nothing is left, the scores are of other trajectories, or an outcome is spelt with other
+                capitals.
         """
         self.check()
+        if say and self.outcomes is not None:
+            check_outcomes("data.select.outcomes", self.outcomes, dataset, dataset.folder, "unnamed ones are left out")
+        kept = self._kept(dataset)
+        if say and self != Select():
+            rank_zero_info(f"data.select keeps {len(kept)} of the {len(dataset)} episodes of '{dataset.folder}'")
+        return kept
+
+    def _kept(self, dataset: TrajectoryDataset) -> NDArray[np.int64]:
+        """See `apply`."""
         episodes = dataset.episodes
         keep = np.ones(len(dataset), bool)
         if self.outcomes is not None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,30 @@ def test_scores_whose_episodes_are_told_otherwise_are_refused(tmp_path):
     (scores := tmp_path / "scores.json").write_text(json.dumps({"scores": {"0": 1.0}, "episodes": "0123"}))
     with pytest.raises(UserError, match=r"'0123' as episodes; expected .* make it again"):
         Select(scores=str(scores)).apply(dataset)
+
+
+def test_a_selection_is_told_with_what_in_it_fits_nothing(tmp_path, caplog):
+    def said(outcomes: list[str] | None) -> str:
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            TrajectoryDataModule([play], select=Select(outcomes=outcomes)).prepare_data()
+        return caplog.text
+
+    play = record(tmp_path / "play", [made_up(i, 3, outcome=("left", "none", "right")[i % 3]) for i in range(8)])
+    told = said(["left", "rihgt"])
+    assert f"data.select keeps 3 of the 8 episodes of '{play}'" in told
+    assert "ends 'rihgt', which data.select.outcomes names; did you mean right? (outcomes" in told
+    assert "WARNING" not in said(["left", "right"])
+    assert "data.select" not in said(None)
+    with pytest.raises(UserError, match=r"data.select.outcomes names 'Right', and .* end 'right'; expected the same"):
+        said(["left", "Right"])
+
+
+def test_the_best_are_counted_against_all_and_picked_from_what_other_conditions_leave(tmp_path):
+    episodes = [made_up(i, 3, outcome="left" if i < 4 else "none") for i in range(10)]
+    dataset = TrajectoryDataset(record(tmp_path / "play", episodes))
+    (scores := tmp_path / "scores.json").write_text(json.dumps({"scores": {str(i): float(i) for i in range(10)}}))
+    assert Select(scores=str(scores), top=0.3, outcomes=["left"]).apply(dataset).tolist() == [1, 2, 3]
 
 
 def test_episodes_that_a_reward_model_is_tested_on_can_be_left_out(tmp_path):
