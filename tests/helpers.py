@@ -53,7 +53,7 @@ def made_up(
         player="noise",
         positions=rng.normal(size=(steps + 1, 3)).astype(np.float32),
         rewards=rng.normal(size=steps).astype(np.float32),
-        log_probs=rng.normal(size=steps).astype(np.float32),
+        log_probs=-np.abs(rng.normal(size=steps)).astype(np.float32),
         vectors=rng.normal(size=(steps + 1, vector)).astype(np.float32),
         terminated=True,
     )

@@ -54,7 +54,11 @@ def encode(trajectory: Trajectory) -> pa.Table:
 
     Frames become lossless PNG; the last row has no action, reward or log-probability. What the world does not show has
     no column.
+
+    Raises:
+        UserError: The rows would not give the episode back.
     """
+    trajectory.check_kept()
     pixels, vector = trajectory.frames.shape[1] > 0, trajectory.vectors.shape[1] > 0
     schema = arrow_schema(pixels, vector)
     steps, rows = len(trajectory), len(trajectory) + 1

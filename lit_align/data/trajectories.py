@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ from lit_align.data.described import (
 )
 from lit_align.data.encoding import decode_frames, decode_vectors, encode
 from lit_align.data.trajectory import Trajectory
-from lit_align.errors import UserError
+from lit_align.errors import UserError, shortly
 from lit_align.hub import fetch
 from lit_align.spaces import ActionCodec
 
@@ -124,9 +125,11 @@ class TrajectoryWriter:
             raise UserError(
                 f"'{folder}' is not empty; trajectories are written to a new folder: name another or remove it"
             )
+        if not 0 < fps < math.inf:
+            raise UserError(f"fps is {fps}; expected the env steps in a second of the world's time, such as 10")
         self.codec = codec
         self.meta = Meta(
-            fps=fps,
+            fps=float(fps),
             actions=codec.to_dict(),
             image_size=0,
             env=env,
@@ -145,7 +148,10 @@ class TrajectoryWriter:
 
     def write(self, trajectory: Trajectory) -> None:
         """Appends an episode."""
-        self.codec.check(trajectory.actions)
+        try:
+            self.codec.check(trajectory.actions)
+        except UserError as error:
+            raise UserError(f"episode {shortly(trajectory.id)}: {error}") from error
         self.write_table(encode(trajectory), trajectory.frames.shape[1])
 
     def write_table(self, table: pa.Table, image_size: int) -> None:
@@ -178,6 +184,11 @@ class TrajectoryWriter:
         """Takes the sizes of the folder from its first episode."""
         if not image_size and not vector_size:
             raise UserError(f"episode {episode} holds neither pixels nor a vector; there is nothing to learn from")
+        if max(image_size, vector_size) > MOST:
+            raise UserError(
+                f"episode {episode} has frames of {image_size} pixels and vectors of {vector_size} numbers; expected "
+                f"{MOST} or less"
+            )
         self.meta.image_size, self.meta.vector_size = image_size, vector_size
         self.meta.schema = 2 if vector_size or not image_size else 1
 

@@ -8,10 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_align.errors import UserError
+from lit_align.errors import UserError, shortly
 
 ENDED = "ended"
 """Outcome of an episode of a world that names none: it is over, and that is all there is to say."""
+
+_ROUNDING = 1e-4
+"""By which a sum of logarithms of 1 may miss 0."""
+_FACTS: tuple[tuple[tuple[str, ...], tuple[type, ...], str], ...] = (
+    (("id", "seed"), (int, np.integer), "a whole number"),
+    (("outcome", "reason", "player"), (str,), "text, which may be empty"),
+    (("terminated", "truncated"), (bool, np.bool_), "true or false"),
+)
 
 
 @dataclass
@@ -55,6 +63,10 @@ class Trajectory:
     truncated: bool = False
 
     def __post_init__(self) -> None:
+        for name, dtype in (("frames", np.uint8), ("actions", np.uint8), ("vectors", np.float32)):
+            setattr(self, name, self._array(name, dtype))
+        for name in ("positions", "rewards", "log_probs"):
+            setattr(self, name, self._array(name, np.float32))
         steps = len(self.actions)
         if self.vectors.shape == (0, 0):
             self.vectors = np.zeros((steps + 1, 0), np.float32)
@@ -70,6 +82,24 @@ class Trajectory:
         if self.log_probs is not None:
             self._check("log_probs", self.log_probs, np.float32, (steps,))
 
+    def _array(self, name: str, dtype: type) -> NDArray[Any] | None:
+        """A part as it is, or the array that lists of numbers make."""
+        value = getattr(self, name)
+        if isinstance(value, np.ndarray) or (value is None and name == "log_probs"):
+            return value
+        try:
+            array = np.asarray(value)
+            whole = dtype == np.uint8
+            numbers = array.ndim and array.dtype.kind in ("iu" if whole else "iuf")
+            if not numbers or (whole and not ((array >= 0) & (array < 256)).all()):
+                raise TypeError(f"found {shortly(value)}")
+            return array.astype(dtype)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"episode {shortly(self.id)}: {name} is a {type(value).__name__} that makes no array of "
+                f"{np.dtype(dtype)} ({error}); expected an array"
+            ) from error
+
     def _check(self, name: str, array: NDArray[Any], dtype: type, shape: tuple[int | None, ...]) -> None:
         fits = array.ndim == len(shape) and all(
             want in (None, got) for want, got in zip(shape, array.shape, strict=True)
@@ -77,7 +107,7 @@ class Trajectory:
         if array.dtype != dtype or not fits:
             wanted = "(" + ", ".join("*" if n is None else str(n) for n in shape) + ")"
             raise UserError(
-                f"episode {self.id}: {name} is {array.dtype} of shape {array.shape}, "
+                f"episode {shortly(self.id)}: {name} is {array.dtype} of shape {array.shape}, "
                 f"expected {np.dtype(dtype)} of shape {wanted} for {len(self.actions)} actions"
             )
         if array.dtype == np.float32 and not np.isfinite(array).all():
@@ -85,6 +115,36 @@ class Trajectory:
                 f"episode {self.id}: {name} holds a value that is not finite "
                 f"(step {int(np.argwhere(~np.isfinite(array))[0][0])})"
             )
+
+    def check_kept(self) -> None:
+        """Raises UserError where a folder of trajectories would not give the episode back as it is."""
+        wrong = self._wrong()
+        if wrong:
+            raise UserError(f"episode {shortly(self.id)}: {wrong}")
+
+    def _wrong(self) -> str:
+        """What cannot be kept of the episode; empty where all can."""
+        for names, kinds, expected in _FACTS:
+            for name in names:
+                value = getattr(self, name)
+                if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+                    return f"{name} is {shortly(value)}, {type(value).__name__}; expected {expected}"
+        if not all(-(2**63) <= value < 2**63 for value in (self.id, self.seed)):
+            return f"the id or the seed ({shortly(self.seed)}) is too large; expected numbers of 64 bits"
+        if not len(self):
+            return "it has no step; expected one action or more: leave it out"
+        height, width = self.frames.shape[1:3]
+        if height != width:
+            return (
+                f"frames are of shape {self.frames.shape}, {height} high and {width} wide; expected square ones: crop "
+                "or resize them"
+            )
+        if self.log_probs is not None and self.log_probs.max() > _ROUNDING:
+            at = int(self.log_probs.argmax())
+            return (
+                f"log_probs holds {self.log_probs[at]:g} (step {at}); expected logarithms of probabilities, 0 or less"
+            )
+        return ""
 
     def __len__(self) -> int:
         """Number of env steps, T."""

@@ -2,14 +2,21 @@
 
 import errno
 import json
+import re
+import tempfile
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lit_align.data.cache import FrameCache
 from lit_align.data.trajectories import TrajectoryDataset, TrajectoryWriter, read_meta
 from lit_align.data.trajectory import Trajectory
+from lit_align.errors import UserError
 from lit_align.models.frames import resize
 from lit_align.spaces import ActionCodec, gamepad_space
 from tests.helpers import made_up, record
@@ -90,6 +97,70 @@ def test_out_of_range_actions_and_nan_are_refused_and_nothing_is_left(tmp_path):
         Trajectory(frames=bad.frames, actions=bad.actions, id=0, rewards=np.array([0, np.nan, 0], np.float32))
     with pytest.raises(ValueError, match=r"frames is uint8 of shape \(3, .*expected uint8 of shape \(4, "):
         Trajectory(frames=bad.frames[1:], actions=bad.actions, id=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"frames": np.zeros((4, 32, 48, 3), np.uint8)}, "32 high and 48 wide; expected square ones"),
+        ({"frames": np.zeros((4, 0, 5, 3), np.uint8)}, "0 high and 5 wide"),
+        ({"outcome": None}, "outcome is None, NoneType; expected text"),
+        ({"outcome": 3}, "outcome is 3, int; expected text"),
+        ({"id": "ep1"}, "id is 'ep1', str; expected a whole number"),
+        ({"id": True}, "id is True, bool; expected a whole number"),
+        ({"seed": 1.0}, "seed is 1.0, float; expected a whole number"),
+        ({"seed": 2**63}, "too large; expected numbers of 64 bits"),
+        ({"terminated": 1}, "terminated is 1, int; expected true or false"),
+        ({"log_probs": np.array([-1, 0.5, -1], np.float32)}, r"log_probs holds 0\.5 \(step 1\).*0 or less"),
+        ({"frames": np.zeros((1, 8, 8, 3), np.uint8), "actions": np.zeros((0, 16), np.uint8)}, "it has no step"),
+        ({"actions": np.full((3, 16), 7, np.uint8)}, "class 7 of head 'buttons.0' is out of range"),
+        ({"actions": np.zeros((3, 2), np.uint8)}, "expected a column for each of the 16 heads"),
+    ],
+)
+def test_what_reading_would_refuse_is_not_written(tmp_path, change, said):
+    whole = {"frames": np.zeros((4, 8, 8, 3), np.uint8), "actions": np.zeros((3, 16), np.uint8), "id": 7}
+    episode = Trajectory(**{**whole, **change})
+    with pytest.raises(UserError, match=f"^episode {re.escape(repr(episode.id))}: .*{said}"):
+        record(tmp_path / "play", [episode])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("fps", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_speed_that_is_none_is_refused_before_anything_is_written(tmp_path, fps):
+    with pytest.raises(UserError, match="fps is .*; expected the env steps in a second"):
+        record(tmp_path / "play", [made_up(0, 3)], fps=fps)
+    assert list(tmp_path.iterdir()) == []
+
+
+mostly = st.integers(0, 40)
+rows = st.lists(
+    st.tuples(
+        st.one_of(st.floats(-9, 9, width=32), st.integers(-5, 5), mostly.map(lambda n: n if n else "a")),
+        st.lists(mostly.map(lambda n: n % 2 if n else -1), min_size=3, max_size=3),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(rows)
+def test_lists_are_taken_where_arrays_of_the_same_numbers_are(rows):
+    rewards, actions = (list(column) for column in zip(*rows, strict=True))
+    lists: dict[str, Any] = {"frames": [[[[0] * 3]]] * (len(rows) + 1), "actions": actions, "rewards": rewards}
+
+    def made() -> Trajectory:
+        return Trajectory(id=3, **lists)
+
+    if "a" in rewards or any(-1 in classes for classes in actions):
+        with pytest.raises(UserError, match="^episode 3: (rewards|actions) is a list that makes no array"):
+            made()
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        found = TrajectoryDataset(record(f"{folder}/play", [made()], space=spaces.MultiBinary(3)))[0]
+    assert found.actions.tolist() == actions
+    assert found.rewards.tolist() == rewards
+    assert found.frames.shape == (len(rows) + 1, 1, 1, 3)
 
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
