@@ -63,7 +63,11 @@ json.dumps(1)
         ("my_worlds.sub:Tiny-v0", "in a module 'my_worlds.sub', which is neither installed"),
         ("lacking:Tiny-v0", "needs a package that is missing: No module named 'not_there_at_all'"),
         ("broken:Tiny-v0", "cannot import 'broken' of 'broken:Tiny-v0': ZeroDivisionError"),
-        ("my_worlds:Huge-v0", "there is no environment 'my_worlds:Huge-v0'"),
+        (
+            "my_worlds:Hugehuge-v0",
+            "there is no environment 'my_worlds:Hugehuge-v0'; 'my_worlds' was imported",
+        ),
+        ("my_worlds:Tinny-v0", "there is no environment 'my_worlds:Tinny-v0'; did you mean my_worlds:Tiny-v0?"),
     ],
 )
 def test_what_cannot_be_imported_says_where_it_was_looked_for(folder: Path, name: str, says: str) -> None:

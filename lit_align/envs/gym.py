@@ -49,10 +49,7 @@ def make(env_id: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
     except gymnasium.error.DependencyNotInstalled as error:
         raise UserError(f"the environment '{env_id}' lacks a package: {error}") from error
     except gymnasium.error.UnregisteredEnv as error:
-        hint = did_you_mean(env_id, gymnasium.registry)
-        raise UserError(
-            f"there is no environment '{env_id}'{hint or '; import its package by writing package:Name-v0'}"
-        ) from error
+        raise UserError(f"there is no environment '{env_id}'{_meant(env_id)}") from error
     except (gymnasium.error.Error, TypeError, ValueError) as error:
         given = f" with {kwargs}" if kwargs else ""
         raise UserError(f"cannot make the environment '{env_id}'{given}: {error}") from error
@@ -150,6 +147,16 @@ def fps_of(world: gymnasium.Env[Any, Any]) -> float:
 def name_of(world: gymnasium.Env[Any, Any]) -> str:
     """The world's Gymnasium id, or its class where it has none."""
     return world.spec.id if world.spec is not None else type(world.unwrapped).__name__
+
+
+def _meant(env_id: str) -> str:
+    """What to write in place of an id that is not registered."""
+    module, _, name = env_id.rpartition(":")
+    hint = did_you_mean(name, gymnasium.registry)
+    if module:
+        hint = hint.replace("did you mean ", f"did you mean {module}:")
+        return hint or f"; {module!r} was imported, and registers no id like it: see its gymnasium.register"
+    return f"{hint or '.'} A world that a package or a module of yours registers is written package:Name-v0"
 
 
 def _kind(space: spaces.Space[Any]) -> str:

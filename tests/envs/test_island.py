@@ -234,9 +234,9 @@ def test_a_wrong_argument_is_one_clear_error(args: dict, words: str) -> None:
     ("env_id", "words"),
     [
         ("LitAlign/Jumpads-v0", "did you mean LitAlign/Jumppads-v0"),
-        ("CartPol-v1", "did you mean CartPole-v1"),
+        ("CartPol-v1", r"did you mean CartPole-v1\? A world that .* is written package:Name-v0"),
         ("nowhere_at_all:Foo-v0", "nowhere_at_all"),
-        ("Foo/Bar-v0", "Foo/Bar-v0"),
+        ("Foo/Bar-v0", r"no environment 'Foo/Bar-v0'\. A world that .* is written package:Name-v0"),
     ],
 )
 def test_an_unknown_world_is_one_clear_error(env_id: str, words: str) -> None:
