@@ -98,9 +98,7 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
         try:
             observation, reward, terminated, truncated, info = answer
             self.seen = self.shown.split(observation)
-            worth, over, cut = float(reward), bool(terminated), bool(truncated)
-            if not math.isfinite(worth):
-                raise UserError(f"gave a reward that is {worth}; expected a finite number")
+            worth, over, cut = _number(reward), bool(terminated), bool(truncated)
             _check_info(info)
         except (UserError, TypeError, ValueError) as error:
             raise self._malformed(error, answer, 5) from error
@@ -137,6 +135,18 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._anew = self._anew or anew or self._in_a_row > 1
         where = f"at step {self._step}" if self._step else "at its reset"
         return WorldFailed(f"{self._name}, seed {self._seed}, {where}: {what}")
+
+
+def _number(reward: Any) -> float:
+    """The reward as a number; raises UserError where it is an array or not finite."""
+    if np.ndim(reward):
+        raise UserError(
+            f"gave a reward that is an array of shape {np.shape(reward)}; expected a number, such as float(reward[0])"
+        )
+    worth = float(reward)
+    if not math.isfinite(worth):
+        raise UserError(f"gave a reward that is {worth}; expected a finite number")
+    return worth
 
 
 def _check_info(info: Any) -> None:

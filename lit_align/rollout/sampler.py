@@ -75,7 +75,8 @@ class _View:
         self.frames[w], self.vectors[w] = frame, vector
         episode.frames.append(frame.copy())  # a copy: some worlds draw every frame into the same array
         episode.vectors.append(vector)
-        episode.positions.append(np.array(info.get("position", (0.0, 0.0, 0.0)), np.float32))
+        position = info.get("position")
+        episode.positions.append(np.array((0.0, 0.0, 0.0) if position is None else position, np.float32))
 
 
 class Sampler:
@@ -257,7 +258,7 @@ class Sampler:
             id=episode.id,
             seed=episode.seed,
             outcome=str(info.get("outcome") or ENDED),
-            reason=str(info.get("reason", "")),
+            reason=str(info.get("reason") or ""),
             player=self.player,
             positions=np.stack(episode.positions),
             rewards=np.array(episode.rewards, np.float32),

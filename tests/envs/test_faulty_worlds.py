@@ -51,6 +51,7 @@ def assert_same(some: dict[int, Trajectory], others: dict[int, Trajectory]) -> N
 FAULTS = {
     "raise": "raised ZeroDivisionError: no lamp",
     "nan reward": "gave a reward that is nan; expected a finite number",
+    "array reward": "gave a reward that is an array of shape (1,); expected a number",
     "no reward": "answered with 5 values; expected observation, reward, terminated, truncated, info",
     "shape": r"showed pixels (31, 32, 3), uint8; its observation space says (32, 32, 3), uint8",
     "dtype": "showed pixels (32, 32, 3), float32; its observation space says (32, 32, 3), uint8",
@@ -64,7 +65,7 @@ FAULTS = {
 @pytest.mark.parametrize("at", [0, 3])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_named_counted_and_costs_its_episode_only(fault, at, tmp_path, caplog):
-    if at == 0 and fault in ("nan reward", "no reward"):
+    if at == 0 and fault in ("nan reward", "array reward", "no reward"):
         pytest.skip("a reset has no reward")
     whole, _ = play(LightWorld)
     faults = {102: (fault, at), 105: (fault, at)}

@@ -110,6 +110,16 @@ def test_a_world_that_draws_into_one_array_is_recorded_frame_by_frame():
         assert np.array_equal(trajectory.frames, reused[i].frames)
 
 
+def test_a_world_that_gives_none_where_it_does_not_tell_is_recorded_as_one_that_says_nothing():
+    class Silent(LightWorld):
+        def _info(self, outcome, reason):
+            return {"position": None, "outcome": None, "reason": None}
+
+    for episode in play(make=Silent)[0].values():
+        assert not episode.positions.any()
+        assert (episode.outcome, episode.reason) == ("ended", "")
+
+
 def test_a_small_top_p_takes_the_likeliest_class():
     greedy, few = play(temperature=0.0)[0], play(top_p=1e-6)[0]
     for i, trajectory in greedy.items():

@@ -72,6 +72,7 @@ class FaultyWorld(LightWorld):
             ACTS[self.fault]()
         answers: dict[str, Any] = {
             "nan reward": lambda: (seen, float("nan"), *rest[1:]),
+            "array reward": lambda: (seen, np.array([1.0]), *rest[1:]),
             "no reward": lambda: (seen, None, *rest[1:]),
             "nan vector": lambda: (np.full_like(seen, np.nan), *rest),
             "shape": lambda: (seen[:-1], *rest),
