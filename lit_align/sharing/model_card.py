@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from lit_align.sharing.facts import Facts, mapping, number_or_none, text_or_none
 from lit_align.sharing.lineage import Origin
 from lit_align.sharing.measured import HEATMAP, REPLAY, Measured, accuracy_of
 from lit_align.sharing.results_text import agent_results, reward_results
-from lit_align.sharing.sections import count, world_of
+from lit_align.sharing.sections import count
 from lit_align.sharing.text import code, command_line, fenced, plain, quoted
 from lit_align.sharing.what import MODELS
 
@@ -48,11 +49,22 @@ class Told:
     watch: str = ""
 
     @property
-    def world(self) -> str | None:
-        """The world that it acts in, if that is known."""
-        found = world_of(self.origin.walk(), self.facts.info.get("env"))
+    def worlds(self) -> list[str]:
+        """The worlds that it acts in, those with most of its episodes first; empty where none is known."""
+        if own := text_or_none(self.facts.info.get("env")):
+            return [own]
         played = self.measured.evaluations or self.measured.controls
-        return found or (played[0].environment if played else None)
+        return _worlds_of(self.origin) or [one.environment for one in played[:1]]
+
+    @property
+    def world(self) -> str | None:
+        """The first of them."""
+        return next(iter(self.worlds), None)
+
+    @property
+    def vector_size(self) -> Any:
+        """Numbers in its vector; 0 or None where it sees none."""
+        return self.backbone.get("vector_size")
 
     @property
     def image_size(self) -> Any:
@@ -63,6 +75,25 @@ class Told:
     def backbone(self) -> dict[str, Any]:
         """Its architecture."""
         return mapping(self.facts.content.get("backbone"))
+
+
+def _worlds_of(origin: Origin) -> list[str]:
+    """The worlds of the data nearest to a model, those with most episodes first."""
+    near = [one for parent in origin.parents if parent.kind in sections.DATA for one in parent.walk()]
+    episodes: Counter[str] = Counter()
+    for one in near:
+        if world := text_or_none(one.meta.get("env")):
+            episodes[world] += int(number_or_none(one.meta.get("episodes")) or 0)
+    if episodes:
+        return [world for world, _ in episodes.most_common()]
+    further = (_worlds_of(parent) for parent in reversed(origin.parents) if parent.kind in MODELS)
+    return next(filter(None, further), [])
+
+
+def _named(worlds: list[str]) -> str:
+    """Worlds in words: `A`, `B` and `C`."""
+    *others, last = map(code, worlds)
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def body(told: Told) -> str:
@@ -82,13 +113,14 @@ def body(told: Told) -> str:
         parts += ["What decided what was learned, as the last run resolved it:", sections.settings(told.facts, root)]
     parts.append("\n".join(sections.machine(told.facts)))
     parts += ["## Limits", "\n".join(f"- {line}" for line in _limits(told))]
-    parts += sections.licence_and_citation(told.licence, told.world)
+    parts += sections.licence_and_citation(told.licence, " ".join(told.worlds))
     return "\n\n".join(parts) + "\n"
 
 
 def _summary(told: Told) -> str:
-    seen = "sees pixels" if told.image_size else "sees a vector of numbers"
-    place = f" in {code(told.world)}" if told.world else ""
+    what = {"pixels": told.image_size, "a vector of numbers": told.vector_size or not told.image_size}
+    seen = f"sees {' and '.join(name for name, size in what.items() if size)}"
+    place = f" in {_named(told.worlds)}" if told.worlds else ""
     if told.kind == "agent":
         return f"An agent that {seen} and acts{place}, {_made(told)}. Made with lit_align."
     target = text_or_none(told.facts.info.get("target"))
@@ -126,13 +158,14 @@ def _pictures(told: Told) -> list[str]:
 
 def _use(told: Told) -> list[str]:
     if told.kind == "reward_model":
+        size = "H, W" if told.image_size else "0, 0"
         lines = [
             "import lit_align",
             "",
             f"model = lit_align.load({quoted(told.address)})",
-            "# frames (B, T, H, W, 3) uint8, lengths (B,)",
+            f"# frames (B, T, {size}, 3) uint8, lengths (B,)" + ", vectors (B, T, V) float32" * bool(told.vector_size),
+            f"reward = model.normalise(model(frames, lengths{', vectors' * bool(told.vector_size)})).mean(1)  # (B,)",
         ]
-        lines.append("reward = model.normalise(model(frames, lengths)).mean(1)  # (B,)")
         return [fenced("\n".join(lines), "python")]
     if not told.world:
         lines = [
@@ -163,7 +196,8 @@ def _what(told: Told) -> list[str]:
     info = facts.info
     stage = code(facts.stage) if facts.stage else "unknown"
     lines = [f"- stage: {stage}, {_made(told)}" if told.kind == "agent" else f"- stage: {stage}"]
-    lines.append(f"- environment: {code(told.world) if told.world else 'unknown'}")
+    several = "environments, most episodes first" if len(told.worlds) > 1 else "environment"
+    lines.append(f"- {several}: {_named(told.worlds) if told.worlds else 'unknown'}")
     lines.append(f"- observations: {sections.observations(net.get('image_size'), net.get('vector_size'))}")
     if (fps := number_or_none(info.get("fps"))) is not None:
         lines.append(f"- speed: learned from {fps:g} env steps a second of the world")
@@ -238,7 +272,8 @@ def _branch(one: Origin, depth: int, seen: set[tuple[str, str, str | None]]) -> 
 
 def _limits(told: Told) -> list[str]:
     facts, info, measured = told.facts, told.facts.info, told.measured
-    world = code(told.world) if told.world else "an unknown world"
+    worlds = f"{len(told.worlds)} worlds" if len(told.worlds) > 1 else "One world"
+    worlds += f", {_named(told.worlds) if told.worlds else 'an unknown world'}"
     lines = []
     if told.kind == "reward_model":
         lines.append(
@@ -258,9 +293,7 @@ def _limits(told: Told) -> list[str]:
     else:
         lines.append("It was not evaluated: how its episodes end is not known.")
     other = "beside the controls above, " if measured.controls else ""
-    lines.append(
-        f"One world, {world}: {other}what it does in another one, or on frames drawn otherwise, was not measured."
-    )
+    lines.append(f"{worlds}: {other}what it does in another one, or on frames drawn otherwise, was not measured.")
     seed = facts.run.get("seed", facts.setting("seed"))
     told_seed = "unknown" if seed is None else plain(seed)
     lines.append(f"One training run (seed {told_seed}): how much another seed differs was not measured.")

@@ -12,6 +12,7 @@ import datasets
 import huggingface_hub
 import numpy as np
 import pytest
+import torch
 import yaml
 from huggingface_hub import DatasetCard, ModelCard
 from huggingface_hub.repocard import metadata_load
@@ -296,6 +297,38 @@ def test_the_code_on_the_card_runs(evaluated, monkeypatch, capsys):
     monkeypatch.chdir(evaluated)
     exec(compile(code, "card", "exec"), {})
     assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize(
+    ("size", "vector", "seen"),
+    [(32, 0, "sees pixels,"), (32, 3, "sees pixels and a vector of numbers,"), (0, 3, "sees a vector of numbers,")],
+)
+def test_the_code_on_a_reward_models_card_runs_whatever_it_sees(tmp_path, monkeypatch, size, vector, seen):
+    monkeypatch.chdir(tmp_path)
+    RewardModel.from_agent(tiny_agent(image_size=size, vector_size=vector)).save(tmp_path / "judge" / "reward_model")
+    text = make_card(find(tmp_path / "judge" / "reward_model")).text
+    assert f"A reward model that {seen}" in text
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    found = {"frames": torch.zeros(2, 4, size, size, 3, dtype=torch.uint8), "lengths": torch.tensor([4, 2])}
+    exec(compile(code, "card", "exec"), found | ({"vectors": torch.ones(2, 4, vector)} if vector else {}))
+    tiny_agent(image_size=size, vector_size=vector).save(tmp_path / "agent")
+    assert f"An agent that {seen.removesuffix(',')} and acts" in make_card(find(tmp_path / "agent")).text
+
+
+def test_an_agent_of_several_worlds_names_them_all(made, tmp_path):
+    root = copy(made, tmp_path / "ours")
+    meta = json.loads((root / "play" / "meta.json").read_text())
+    for name, episodes in (("Other-v0", 500), ("Small-v0", 3)):
+        copy(root / "play", root / name)
+        (root / name / "meta.json").write_text(json.dumps({**meta, "env": name, "episodes": episodes}))
+    config = yaml.safe_load((root / "tuned" / "config.yaml").read_text())
+    config["data"]["trajectories"] = [str(root / name) for name in ("Small-v0", "play", "Other-v0")]
+    (root / "tuned" / "config.yaml").write_text(yaml.safe_dump(config))
+    text = make_card(find(root / "tuned")).text
+    assert "acts in `Other-v0`, `made-up` and `Small-v0`, fine-tuned" in text
+    assert "- environments, most episodes first: `Other-v0`, `made-up` and `Small-v0`" in text
+    assert "- 3 worlds, `Other-v0`, `made-up` and `Small-v0`: what it does in another one" in text
+    assert "- One world, `made-up`: what" in make_card(find(root / "base")).text, "that of its own play"
 
 
 def test_a_licence_that_the_hub_does_not_know_is_refused(made):
