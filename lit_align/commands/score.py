@@ -34,6 +34,13 @@ def run(reward_model: str, trajectories: str, out: str, batch_size: int = 16, th
         torch.set_num_threads(threads)
     model = RewardModel.load(reward_model).eval()
     dataset = TrajectoryDataset(trajectories)
+    sees, holds = ((one.image_size, one.vector_size) for one in (model.config, dataset.meta))
+    if sees != holds:
+        raise UserError(
+            f"the reward model '{reward_model}' sees frames of {sees[0]} pixels and vectors of {sees[1]} numbers; "
+            f"'{trajectories}' holds {holds[0]} and {holds[1]}: expected the same; record such trajectories, or train "
+            "a reward model on ones like these"
+        )
     scores: dict[str, float] = {}
 
     def run_on(group: list[Trajectory]) -> list[float]:

@@ -22,7 +22,7 @@ from lit_align.rollout.buffer import RolloutDataModule, pad, pad_vectors
 from lit_align.rollout.sampler import Sampler
 from lit_align.rollout.steps import Rollout, Steps
 from lit_align.seeds import episode_seeds
-from tests.helpers import SIZE, made_up, tiny_agent
+from tests.helpers import SIZE, made_up, record, tiny_agent
 
 LIGHT = "tests.helpers:LitAlign-test/Light-v0"
 WORLDS = {
@@ -183,3 +183,15 @@ def test_cart_pole_is_collected_scored_evaluated_and_filmed(tmp_path):
     assert (fps, len(pictures), pictures.shape[1:]) == (50, film.steps + 1, (400, 600, 3))
     assert len({picture.tobytes() for picture in pictures}) > film.steps // 2
     assert Agent.load(base).config.vector_size == 4
+
+
+@pytest.mark.parametrize(("size", "vector"), [(64, 0), (32, 3), (0, 3)])
+def test_a_reward_model_that_sees_something_else_is_named_before_it_scores(tmp_path, capsys, size, vector):
+    RewardModel.from_agent(tiny_agent()).save(tmp_path / "judge" / "reward_model")
+    play = record(tmp_path / "play", [made_up(0, 3, size=size, vector=vector)])
+    argv = ["score", str(tmp_path / "judge" / "reward_model"), f"--trajectories={play}", f"--out={tmp_path / 's'}"]
+    assert main(argv) == 2
+    said = capsys.readouterr().err
+    assert "reward_model' sees frames of 32 pixels and vectors of 0 numbers; " in said
+    assert f"'{play}' holds {size} and {vector}: expected the same" in said
+    assert not (tmp_path / "s").exists()
