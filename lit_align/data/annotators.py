@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_align.data.trajectories import TrajectoryDataset
+from lit_align.data.trajectory import Trajectory
 from lit_align.errors import UserError
 from lit_align.imports import import_named
 
@@ -75,9 +76,9 @@ class Rule:
         return worth, np.array([(steps * gamma ** np.arange(len(steps))[::-1]).sum() for steps in scores])
 
 
-def _scores(name: str, function: Callable[..., Any], trajectory: Any) -> Floats:
+def _scores(name: str, function: Callable[..., Any], trajectory: Trajectory) -> Floats:
     """What the function says of one episode: one number, or one for each step."""
-    returned = function(trajectory)
+    returned = call_on(trajectory, function, f"rule.score {name}")
     try:
         scores = np.asarray(returned, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -91,6 +92,21 @@ def _scores(name: str, function: Callable[..., Any], trajectory: Any) -> Floats:
             f"each of its {len(trajectory)} steps"
         )
     return np.atleast_1d(scores)
+
+
+def call_on(trajectory: Trajectory, function: Callable[[Trajectory], Any], told: str) -> Any:
+    """What a user's function says of an episode; the traceback of one that fails tells which episode it was.
+
+    Args:
+        trajectory: The episode.
+        function: The function.
+        told: What it is, and its name.
+    """
+    try:
+        return function(trajectory)
+    except Exception as error:
+        error.add_note(f"{told} was at episode {trajectory.id} of {len(trajectory)} steps, seed {trajectory.seed}")
+        raise
 
 
 def load_function(name: str, option: str) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_align.data.annotators import load_function
+from lit_align.data.annotators import call_on, load_function
 from lit_align.data.trajectory import Trajectory
 from lit_align.errors import UserError
 from lit_align.models.folder import read_config
@@ -92,7 +92,7 @@ class FunctionReward:
         return [self._of(trajectory) for trajectory in trajectories], None
 
     def _of(self, trajectory: Trajectory) -> Tensor:
-        answer = self.function(trajectory)
+        answer = call_on(trajectory, self.function, f"the reward {self.source}")
         told = f"the reward {self.source} gave episode {trajectory.id} of {len(trajectory)} steps"
         try:
             plain = answer.detach().cpu().numpy() if isinstance(answer, Tensor) else answer

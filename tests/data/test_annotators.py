@@ -103,6 +103,9 @@ def words(trajectory):
 
 def nothing(trajectory):
     return float("nan")
+
+def fails(trajectory):
+    return 1 / (trajectory.id - 14)
 """
 
 
@@ -172,6 +175,13 @@ def test_one_number_counts_at_the_last_step_and_a_ranking_has_no_steps_to_be_myo
 def test_a_rule_that_does_not_do_is_named(play, score, says):
     with pytest.raises(UserError, match=says):
         Rule("x", score=score).utilities(TrajectoryDataset(play))
+
+
+def test_a_rule_that_fails_tells_at_which_episode(play):
+    with pytest.raises(ZeroDivisionError) as failed:
+        Rule("x", score="worth:fails").utilities(TrajectoryDataset(play))
+    assert failed.value.__notes__ == ["rule.score worth:fails was at episode 14 of 4 steps, seed 0"]
+    assert failed.traceback[-1].name == "fails"
 
 
 def test_a_rule_is_one_of_two_things(play):

@@ -163,6 +163,16 @@ def test_a_function_that_gives_something_else_is_named(function, word):
         Rewards({f"{HERE}:{function}": 1.0})(EPISODES)
 
 
+def fails(trajectory):
+    return [1 / trajectory.id] * len(trajectory)
+
+
+def test_a_function_that_fails_tells_at_which_episode():
+    with pytest.raises(ZeroDivisionError) as failed:
+        Rewards({f"{HERE}:fails": 1.0})(EPISODES)
+    assert failed.value.__notes__ == [f"the reward {HERE}:fails was at episode 0 of 3 steps, seed 0"]
+
+
 @pytest.mark.parametrize(
     ("source", "word"),
     [
