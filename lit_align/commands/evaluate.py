@@ -185,6 +185,9 @@ def _line(entry: Any) -> dict[str, str]:
 
 
 def _show(played: dict[str, Any], target: str | None) -> None:
+    from lit_align.evaluation import results
+    from lit_align.evaluation.intervals import Interval
+
     outcomes = list(dict.fromkeys(name for entry in played.values() for name in entry["rates"]))
     table = Table(title="how episodes ended (Wilson 95 % interval)", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("agent", no_wrap=True)
@@ -197,8 +200,7 @@ def _show(played: dict[str, Any], target: str | None) -> None:
     if any(misses.values()):
         table.add_column("back after a miss", justify="right")
     for title, entry in played.items():
-        cells = _line(entry)
-        row = [cells.get(name, "-") for name in outcomes]
+        row = [Interval(**results.rate_of(entry, name)).percent() for name in outcomes]
         back = [f"{found['recovered']} of {found['missed']}"] if (found := misses[title]) else []
         table.add_row(title, *row, str(entry["episodes"]), f"{entry['mean_steps']:.0f}", *back)
     _print(table)

@@ -11,7 +11,7 @@ from lit_align.errors import UserError
 from lit_align.evaluation import page, paper, prose, results, sections
 from lit_align.evaluation.gather import MARK, Gathered, gather
 from lit_align.evaluation.pictures import FILMS_EACH, choose_films, copy_films, draw_all, failures, pair_films
-from lit_align.evaluation.results import AgentResult
+from lit_align.evaluation.results import AgentResult, rate_of
 from lit_align.files import beside, replace_folder
 
 LEFT_BY_PIPELINE = ("log.txt", "headline.txt")
@@ -96,8 +96,9 @@ def _lead(found: Gathered) -> str:
 
 def _tiles(found: Gathered) -> str:
     agents, tiles = found.results["agents"], []
+    may_fail = any("none" in entry["rates"] for entry in agents.values())
     for name, label in (("pretrain", "of the base agent's episodes reach nothing"), ("finetune", "after fine-tuning")):
-        if name in agents and "none" in agents[name]["rates"]:
+        if name in agents and may_fail:
             tiles.append(_tile(agents[name], "none", label, name))
     for target in found.targets:
         name = f"align_{target}"
@@ -111,7 +112,7 @@ def _tiles(found: Gathered) -> str:
 
 
 def _tile(entry: AgentResult, outcome: str, label: str, name: str) -> str:
-    rate = entry["rates"][outcome]
+    rate = rate_of(entry, outcome)
     theirs = paper.SUCCESS.get(name, {}).get(outcome)
     note = f"95 %: {100 * rate['low']:.0f} to {100 * rate['high']:.0f}"
     note += f"; the paper: {theirs:g}" if theirs is not None else ""

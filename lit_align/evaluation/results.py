@@ -103,6 +103,11 @@ def _rate(count: int, total: int) -> Rate:
     return {"value": value, "low": low, "high": high}
 
 
+def rate_of(entry: AgentResult, outcome: str) -> Rate:
+    """Return how often an agent's episodes ended so: 0 of all where it never happened and is not counted by name."""
+    return entry["rates"].get(outcome) or _rate(0, entry["episodes"])
+
+
 def agent_result(
     outcomes: Mapping[str, int],
     *,

@@ -17,7 +17,7 @@ from lit_align.evaluation.pictures import (
     pair_films,
     watches,
 )
-from lit_align.evaluation.results import Rate
+from lit_align.evaluation.results import Rate, rate_of
 
 
 def task_section(found: Gathered) -> list[str]:
@@ -57,7 +57,7 @@ def results_section(found: Gathered, drawn: dict[str, int]) -> list[str]:
     rows = []
     for name in headline_agents(found) + other_agents(found):
         entry = found.results["agents"][name]
-        cells = [_share(entry["rates"].get(outcome), paper.SUCCESS.get(name, {}).get(outcome)) for outcome in outcomes]
+        cells = [_share(rate_of(entry, outcome), paper.SUCCESS.get(name, {}).get(outcome)) for outcome in outcomes]
         rows.append([f"<b>{escape(style.agent_title(name))}</b>", *cells, str(entry["episodes"])])
     parts = [
         page.picture("success", drawn["success"], "bars of how episodes end for each agent"),
@@ -91,7 +91,7 @@ def _controls(found: Gathered) -> list[str]:
         if entries:
             outcomes = list(dict.fromkeys(name for entry in entries.values() for name in entry["outcomes"]))
             rows = [
-                [escape(name), *(_share(entry["rates"].get(o), None) for o in outcomes), str(entry["episodes"])]
+                [escape(name), *(_share(rate_of(entry, o), None) for o in outcomes), str(entry["episodes"])]
                 for name, entry in sorted(entries.items())
             ]
             table = page.table(["agent", *outcomes, "episodes"], rows)

@@ -172,6 +172,18 @@ def test_what_a_reward_model_knows_of_itself_comes_into_the_results(tmp_path: Pa
     assert "<td><b>92.0 %</b></td><td>87.5 %</td><td>6.2 %</td><td>211</td>" in page
 
 
+def test_an_outcome_that_an_agent_never_came_to_is_0_of_its_episodes(tmp_path: Path) -> None:
+    """Outside the island only outcomes that were seen are counted by name."""
+    for name, outcomes in (("pretrain", {"goal": 1, "none": 9}), ("finetune", {"goal": 10}), ("align_goal", {"x": 10})):
+        write(build("My/World-v0", {name: agent_result(outcomes, seed=0)}), tmp_path / f"eval_{name}" / "results.json")
+    text = build_report(tmp_path, tmp_path / "report").read_text()
+    never = "<b>0.0 %</b><span>{}</span><small>95 %: 0 to 28"
+    assert never.format("go goal when aligned to goal") in text
+    assert never.format("after fine-tuning") in text
+    cell = "<td><b>0.0</b> <small>0-28</small></td>"
+    assert f"{2 * cell}<td>10</td>" in text, "of goal and none, in the aligned agent's row"
+
+
 def aligned(folder: Path, env_args: dict[str, object]) -> None:
     """What an alignment's run folder says of its world."""
     folder.mkdir(parents=True)
