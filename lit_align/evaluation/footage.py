@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,11 +15,15 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_align.data.trajectory import Trajectory
+from lit_align.data.trajectory import ENDED, Trajectory
 from lit_align.evaluation.video import film_strip, write_mp4
+from lit_align.files import write_whole
 from lit_align.spaces import ActionCodec
 
+_log = logging.getLogger(__name__)
+
 INDEX = "videos.json"
+WORDS = 32  # characters of an outcome, or of a reason, in a file's name
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,17 @@ class Picks:
         return [self.kept[number] for number in sorted(self.kept)]
 
 
+def name_of(trajectory: Trajectory) -> str:
+    """Return what an episode's files are called, without a suffix: `none-fell-0003`, whatever the world's words are."""
+    words = [fit_for_a_file(word) for word in (trajectory.outcome or ENDED, trajectory.reason) if word]
+    return "-".join([*filter(None, words), f"{trajectory.id:04d}"])
+
+
+def fit_for_a_file(text: str) -> str:
+    """Return the letters, digits, dashes and underscores of a text, not too many for the name of a file."""
+    return re.sub(r"[^\w-]+", "_", text)[:WORDS].strip("-_")
+
+
 def film(
     trajectories: Iterable[Trajectory],
     folder: str | os.PathLike[str],
@@ -85,6 +102,8 @@ def film(
     larger: Callable[[], gymnasium.Env[Any, Any]] | None = None,
 ) -> list[Film]:
     """Write an MP4 and a film strip of each episode, and an index of them.
+
+    An episode that cannot be filmed is a warning: it is counted already, and a film is not worth the numbers.
 
     Args:
         trajectories: What to film.
@@ -99,21 +118,24 @@ def film(
     films: list[Film] = []
     try:
         for one in trajectories:
-            again = None if world is None else replay(one, world, codec)
-            name = f"{one.outcome or 'episode'}-{one.reason or 'ended'}-{one.id:04d}".replace("/", "_").replace(
-                " ", "_"
-            )
-            frames = one.frames if again is None else again
-            write_mp4(target / f"{name}.mp4", frames, fps, height=320, crf=27)
-            film_strip(target / f"{name}.png", [one.frames])
-            films.append(
-                Film(f"{name}.mp4", f"{name}.png", one.outcome, one.reason, one.seed, len(one), again is not None)
-            )
+            try:
+                films.append(_film(one, target, fps, codec, world))
+            # Whatever an encoder, a disk or a renderer raises.
+            except Exception as error:
+                _log.warning("episode %d is not filmed: %s: %s", one.id, type(error).__name__, error)
+        write_whole(target / INDEX, json.dumps([asdict(item) for item in films], indent=2) + "\n")
     finally:
         if world is not None:
             world.close()
-    (target / INDEX).write_text(json.dumps([asdict(item) for item in films], indent=2) + "\n")
     return films
+
+
+def _film(one: Trajectory, folder: Path, fps: float, codec: ActionCodec, world: gymnasium.Env[Any, Any] | None) -> Film:
+    again = None if world is None else replay(one, world, codec)
+    name = name_of(one)
+    write_mp4(folder / f"{name}.mp4", one.frames if again is None else again, fps, height=320, crf=27)
+    film_strip(folder / f"{name}.png", [one.frames])
+    return Film(f"{name}.mp4", f"{name}.png", one.outcome, one.reason, one.seed, len(one), again is not None)
 
 
 def replay(trajectory: Trajectory, world: gymnasium.Env[Any, Any], codec: ActionCodec) -> NDArray[np.uint8] | None:
@@ -129,7 +151,8 @@ def replay(trajectory: Trajectory, world: gymnasium.Env[Any, Any], codec: Action
         picture = world.render()
         if not isinstance(picture, np.ndarray):
             return None
-        frames.append(picture.astype(np.uint8, copy=False))
+        # A copy: some worlds draw every picture into the same array.
+        frames.append(picture.astype(np.uint8))
         if step == len(trajectory):
             break
         _, _, terminated, truncated, info = world.step(codec.decode(trajectory.actions[step]))

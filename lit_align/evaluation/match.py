@@ -20,7 +20,7 @@ from lit_align.envs.gym import fps_of, make
 from lit_align.envs.isolate import make_world
 from lit_align.errors import UserError
 from lit_align.evaluation.episodes import Episodes, Slim
-from lit_align.evaluation.footage import Film, Picks, film, replay
+from lit_align.evaluation.footage import INDEX, Film, Picks, film, replay
 from lit_align.evaluation.outcomes import OUTCOMES, OutcomeMetric
 from lit_align.evaluation.recovery import check_target, recovery
 from lit_align.evaluation.results import AgentResult, agent_result
@@ -116,11 +116,18 @@ class Match:
         """Film episodes as `footage.film` does; where they hold no pixels, as the world renders them.
 
         Nothing is filmed of a world that does not render, or that goes another way when its episode is played again.
+        Whatever goes wrong is a warning: the episodes are counted already, and a film is not worth their numbers.
         """
         played = list(trajectories)
-        if any(not one.frames.size for one in played):
-            return film(self._rendered(played, codec), folder, self.fps(), codec)
-        return film(played, folder, self.fps(), codec, self.larger())
+        try:
+            # Films of an earlier evaluation in this folder are not of these episodes.
+            (Path(folder) / INDEX).unlink(missing_ok=True)
+            if any(not one.frames.size for one in played):
+                return film(self._rendered(played, codec), folder, self.fps(), codec)
+            return film(played, folder, self.fps(), codec, self.larger())
+        except Exception as error:
+            _log.warning("no videos in %s: %s: %s", folder, type(error).__name__, error)
+            return []
 
     def _rendered(self, trajectories: list[Trajectory], codec: ActionCodec) -> Iterator[Trajectory]:
         """Yield the episodes with what the world renders in the place of their frames, one at a time."""
@@ -130,7 +137,7 @@ class Match:
                     frames = replay(one, world, codec)
                     if frames is not None:
                         yield dataclasses.replace(one, frames=frames)
-        # Whatever a renderer raises: the episodes are counted already, and a film is not worth their numbers.
+        # Whatever a renderer raises.
         except Exception as error:
             _log.warning("not filmed: the agent sees no pixels and %s does not render (%s)", self.env, error)
 

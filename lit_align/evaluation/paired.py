@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lit_align.data.trajectory import Trajectory
 from lit_align.envs.gym import make
-from lit_align.evaluation.footage import replay
+from lit_align.evaluation.footage import fit_for_a_file, replay
 from lit_align.evaluation.recovery import gates_of, missed_at
 from lit_align.evaluation.style import DARK, agent_title
 from lit_align.evaluation.video import Frames, factor_for, upscale, write_mp4
@@ -102,7 +102,10 @@ def film_pairs(match: Match, seats: Sequence[Seat], folder: Path, count: int) ->
     # Whatever a renderer raises: the episodes are counted already, and a film is not worth their numbers.
     except Exception as error:
         _log.warning("no more paired videos of %s: %s: %s", match.env, type(error).__name__, error)
-    write_whole(folder / INDEX, json.dumps([asdict(film) for film in films], indent=2) + "\n")
+    try:
+        write_whole(folder / INDEX, json.dumps([asdict(film) for film in films], indent=2) + "\n")
+    except OSError as error:
+        _log.warning("no index of the paired videos in %s: %s", folder, error)
     return films
 
 
@@ -124,7 +127,7 @@ def _film(match: Match, world: Any, seats: tuple[Seat, Seat], number: int, folde
     if views[0] is None or views[1] is None:
         return None
     sides = [_side(match, seat, number) for seat in seats]
-    file = f"{number:04d}-{sides[0].name}-{sides[1].name}.mp4".replace("/", "_").replace(" ", "_")
+    file = f"{number:04d}-{fit_for_a_file(sides[0].name)}-{fit_for_a_file(sides[1].name)}.mp4"
     pictures = side_by_side((views[0], views[1]), (_labels(sides[0]), _labels(sides[1])))
     write_mp4(folder / file, pictures, match.fps(), height=pictures.shape[1], crf=27)
     return PairedFilm(file, seats[0].played[number].seed, sides[0], sides[1])

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from lit_align.data.trajectory import ENDED, Trajectory
-from lit_align.evaluation.footage import INDEX, Film
+from lit_align.data.trajectory import Trajectory
+from lit_align.evaluation.footage import INDEX, Film, name_of
 from lit_align.evaluation.video import Mp4, film_strip
 from lit_align.evaluation.watch import Painter, Step
 from lit_align.files import write_whole
@@ -56,8 +56,7 @@ class Recorder:
         """Films the last frame, and names the film after how the episode ended."""
         assert self._film is not None
         self._film.add(self.paint(step, self.size))
-        words = [word for word in (trajectory.outcome or ENDED, trajectory.reason) if word]
-        name = "-".join([*words, f"{step.episode:04d}"]).replace("/", "_").replace(" ", "_")
+        name = name_of(trajectory)
         self._film.path = self.folder / f"{name}.mp4"
         self._film.close()
         self._film = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -64,7 +65,11 @@ class Mp4:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._partial = self.path.with_name(self.path.name + ".part")
         self._file = av.open(str(self._partial), "w", format="mp4", options={"movflags": "faststart"})
-        self._stream = self._file.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": "medium"})
+        try:
+            self._stream = self._file.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": "medium"})
+        except Exception:  # no such encoder in this build
+            self.discard()
+            raise
         self._stream.height, self._stream.width = size[0] + size[0] % 2, size[1] + size[1] % 2
         self._stream.pix_fmt = "yuv420p"
         # Without these a player guesses the matrix and the colours shift. One thread: the same bytes every time.
@@ -79,15 +84,23 @@ class Mp4:
         self._file.mux(self._stream.encode(av.VideoFrame.from_ndarray(padded, format="rgb24")))
 
     def close(self) -> None:
-        """Finish the file and give it its name."""
-        self._file.mux(self._stream.encode(None))
-        self._file.close()
-        os.replace(self._partial, self.path)
+        """Finish the file and give it its name; where that fails, as on a full disk, nothing is left."""
+        try:
+            self._file.mux(self._stream.encode(None))
+            self._file.close()
+            os.replace(self._partial, self.path)
+        except Exception:
+            self.discard()
+            raise
 
     def discard(self) -> None:
         """Throw away what was written."""
-        self._file.close()
-        self._partial.unlink(missing_ok=True)
+        try:
+            # On a full disk this fails as the writing did, and what is left goes all the same.
+            with suppress(OSError):
+                self._file.close()
+        finally:
+            self._partial.unlink(missing_ok=True)
 
     def __enter__(self) -> Mp4:
         return self

@@ -17,8 +17,9 @@ from lit_align.errors import UserError
 from lit_align.evaluation.episodes import Episodes
 from lit_align.evaluation.footage import Picks, film, read_index, replay
 from lit_align.evaluation.match import Match
+from lit_align.evaluation.paired import film_pairs
 from lit_align.evaluation.results import read
-from lit_align.evaluation.video import read_mp4
+from lit_align.evaluation.video import read_mp4, write_mp4
 from lit_align.models.agent import Agent
 from lit_align.models.config import BackboneConfig
 from lit_align.rollout.sampler import Sampler
@@ -111,6 +112,68 @@ def test_films_show_the_episodes_that_were_counted(agent: str, tmp_path: Path) -
         assert one.replayed
         brightness = [round((int(frame.mean()) - 100) / 20) for frame in frames]
         assert brightness == [int(x) for x in played.positions[place][:, 0]]
+
+
+def test_a_film_that_cannot_be_made_does_not_cost_the_numbers(
+    agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_room(path: Any, *rest: Any, **more: Any) -> Path:
+        if "left" in Path(path).name:
+            raise OSError(28, "No space left on device")
+        return write_mp4(path, *rest, **more)
+
+    out, want = tmp_path / "out", {"env": LINE, "episodes": 12, "worlds": 4, "videos": 1}
+    evaluate.run([agent], **want, out=str(out))
+    whole = read(out / "results.json")
+    monkeypatch.setattr("lit_align.evaluation.footage.write_mp4", no_room)
+    evaluate.run([agent], **want, out=str(out))
+    assert read(out / "results.json") == whole
+    assert {one.outcome for one in read_index(out / "videos")} == set(Episodes.load(out / "episodes.npz").outcomes) - {
+        "left"
+    }
+    assert "is not filmed: OSError: [Errno 28] No space left on device" in caplog.text
+    monkeypatch.setattr(Match, "larger", lambda _: lambda: gymnasium.make("Nowhere-v0"))
+    evaluate.run([agent], **want, out=str(out))
+    assert read(out / "results.json") == whole
+    assert read_index(out / "videos") == [], "films of an evaluation before are not of this one"
+    assert "no videos in" in caplog.text
+
+
+def test_paired_videos_without_a_place_for_them_are_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    assert film_pairs(Match(LINE, {}, 1, 0), [], tmp_path / "file" / "paired", 1) == []
+    assert "no index of the paired videos" in caplog.text
+
+
+def test_files_are_named_after_how_an_episode_ended(agent: str, tmp_path: Path) -> None:
+    player = Agent.load(agent)
+    with Sampler(player, lambda: Line(), 1) as sampler:
+        played = list(sampler.play([(number, 5) for number in range(4)]))
+    told = [("grasped", ""), ("", ""), ("none", "left the track: " + "x" * 250), ("../a b", "shadow_boxing")]
+    for one, (outcome, reason) in zip(played, told, strict=True):
+        one.outcome, one.reason = outcome, reason
+    names = [item.file for item in film(played, tmp_path, 5, player.codec)]
+    long = "none-left_the_track_" + "x" * 17 + "-0002.mp4"
+    assert names == ["grasped-0000.mp4", "ended-0001.mp4", long, "a_b-shadow_boxing-0003.mp4"]
+    assert all((tmp_path / name).is_file() for name in names)
+
+
+def test_a_world_that_draws_into_one_array_is_filmed_as_it_went(
+    agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    canvas = np.zeros((32, 32, 3), np.uint8)
+
+    def draw(world: Line) -> Any:
+        canvas[:] = world._view(32)
+        return canvas
+
+    player = Agent.load(agent)
+    with Sampler(player, lambda: Line(), 1) as sampler:
+        (one,) = sampler.play([(0, 5)])
+    monkeypatch.setattr(Line, "render", draw)
+    frames = replay(one, Line(render_mode="rgb_array"), player.codec)
+    assert frames is not None
+    assert [(int(frame.mean()) - 100) // 20 for frame in frames] == one.positions[:, 0].tolist()
 
 
 def test_replay_refuses_another_course(agent: str) -> None:

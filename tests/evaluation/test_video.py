@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import av
 import numpy as np
@@ -62,6 +63,14 @@ def test_what_is_no_video_is_refused(tmp_path: Path, frames: np.ndarray) -> None
         write_mp4(tmp_path / "x.mp4", frames, 10)
     with pytest.raises(ValueError, match="more than 0"):
         write_mp4(tmp_path / "x.mp4", synthetic.frames(2), 0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_video_that_cannot_be_finished_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("lit_align.evaluation.video.os.replace", Mock(side_effect=OSError(28, "No space left")))
+        with pytest.raises(OSError, match="No space left"):
+            write_mp4(tmp_path / "x.mp4", synthetic.frames(2), 5)
     assert not list(tmp_path.iterdir())
 
 
