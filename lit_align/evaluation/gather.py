@@ -15,7 +15,7 @@ from lit_align.evaluation.episodes import Episodes
 from lit_align.evaluation.footage import Film, read_index
 from lit_align.evaluation.paired import PairedFilm
 from lit_align.evaluation.plan import Plan, plan_of
-from lit_align.evaluation.results import Results, ResultsError, build, merge, read
+from lit_align.evaluation.results import Paired, Results, ResultsError, build, merge, read
 from lit_align.evaluation.style import agent_order
 from lit_align.files import mapping_of
 
@@ -140,7 +140,20 @@ def _with_ablations(part: Results, controls: Controls) -> Results:
         return part
     headline = {name: entry for name, entry in part["agents"].items() if name not in apart}
     kept = {**part.get("ablations", {}), **{controls.name(name, entry): entry for name, entry in apart.items()}}
-    return build(part["environment"], headline, part["reward_models"], kept)
+    return build(part["environment"], headline, part.get("reward_models"), kept, _renamed(part, controls))
+
+
+def _renamed(part: Results, controls: Controls) -> dict[str, dict[str, Paired]]:
+    """The comparisons of agents under the names that controls have; both sides of one played in the same world."""
+    agents, found = part["agents"], {}
+    for name, others in part.get("paired", {}).items():
+        if name not in agents:
+            found[name] = others
+            continue
+        # Of an evaluation of several agents each has a file of its own, which lacks the one that it is compared with.
+        called = {other: controls.name(other, agents.get(other, agents[name])) for other in others}
+        found[controls.name(name, agents[name])] = {called[other]: entry for other, entry in others.items()}
+    return found
 
 
 def _add_reward_models(folder: Path, found: Gathered) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -195,7 +196,7 @@ def merge(parts: Iterable[Results]) -> Results:
 def _merge_into(into: Any, part: Mapping[str, Any], where: str, depth: int) -> None:
     for name, value in part.items():
         if name not in into:
-            into[name] = value
+            into[name] = copy.deepcopy(value)
         elif depth > 1:
             _merge_into(into[name], value, f"{where}.{name}", depth - 1)
         elif into[name] != value:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lit_align.errors import UserError
+from lit_align.evaluation.difference import compare
 from lit_align.evaluation.gather import gather
 from lit_align.evaluation.report import build_report
 from lit_align.evaluation.results import agent_result, build, read, write
@@ -147,6 +148,25 @@ def test_blanked_agents_never_stand_among_the_headlines(tmp_path: Path) -> None:
     assert found.results["agents"] == {"align_left": seen}
     assert found.results["ablations"] == {"align_left_blank": blank}
     assert "picture blanked" in build_report(tmp_path, tmp_path / "report").read_text()
+
+
+def test_a_control_takes_neither_the_comparisons_of_agents_nor_needs_reward_models(tmp_path: Path) -> None:
+    seen, other = (agent_result({"left": left, "none": 4 - left}, seed=0) for left in (4, 3))
+    blank = agent_result({"left": 4, "none": 0}, seed=0, blank=True)
+    compared = compare(dict.fromkeys(range(4), "left"), {**dict.fromkeys(range(3), "left"), 3: "none"})
+    same = compare(dict.fromkeys(range(4), "left"), dict.fromkeys(range(4), "left"))
+    agents = {"a": seen, "b": other, "dark": blank}
+    write(build("W", agents, paired={"b": {"a": compared}, "dark": {"a": same}}), tmp_path / "eval_all/results.json")
+    # As `evaluate --blank --out` leaves it: the agent that is compared with has a file of its own.
+    alone = build("W", {"b": blank}, paired={"b": {"a": same}})
+    del alone["reward_models"]  # type: ignore[misc]  # others may write files without
+    (tmp_path / "eval_b").mkdir()
+    (tmp_path / "eval_b" / "results.json").write_text(json.dumps(alone))
+    found = gather(tmp_path)
+    assert not found.notes
+    assert found.results["agents"] == {"a": seen, "b": other}
+    assert found.results["ablations"] == {"dark_blank": blank, "b_blank": blank}
+    assert found.results["paired"] == {"b": {"a": compared}, "dark_blank": {"a": same}, "b_blank": {"a_blank": same}}
 
 
 def test_reward_models_are_read_from_their_own_folders(tmp_path: Path) -> None:

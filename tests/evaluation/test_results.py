@@ -92,6 +92,13 @@ def test_merge_adds_agents_and_reward_models() -> None:
     assert set(one["reward_models"]["left"]["agent"]) == {"50"}, "merging must not change its parts"
 
 
+def test_merge_changes_none_of_its_parts() -> None:
+    parts = [build("W", {}, {"left": {"agent": {size: {"accuracy": 0.5, "pairs": 4}}}}) for size in ("50", "100")]
+    before = json.dumps(parts)
+    assert set(merge([build("W"), *parts])["reward_models"]["left"]["agent"]) == {"50", "100"}
+    assert json.dumps(parts) == before
+
+
 def test_merge_refuses_to_mix() -> None:
     with pytest.raises(ResultsError, match=r"agents\.a was found twice"):
         merge([build("W", {"a": entry(left=1)}), build("W", {"a": entry(none=1)})])
