@@ -40,6 +40,8 @@ def run(
 ) -> None:
     """Plays episodes with agents and counts how they end, with Wilson 95 % intervals.
 
+    Where the world pays rewards, their undiscounted sum over an episode is told too: its mean, with a 95 % t interval.
+
     Args:
         agents: Folders of agents, or their names on the Hub: `user/name`, `user/name@revision`.
         env: Gymnasium id of the world.
@@ -61,7 +63,8 @@ def run(
         threads: Torch threads; None leaves torch's own number.
         target: The pad that is wanted: recovery after a miss is counted for it too; `left`, `middle` or `right`.
         paired: Compare each agent with the first on the same episodes: the difference of each outcome's rate with
-            Newcombe's 95 % interval for paired proportions, and McNemar's exact p-value; needs two agents or more.
+            Newcombe's 95 % interval for paired proportions, and McNemar's exact p-value; of the world's return the
+            mean difference with the 95 % t interval of paired samples; needs two agents or more.
         paired_videos: Videos of the first agent beside each of the others, of the first episodes in which one of the
             two missed its pad; needs `out` and two agents or more.
         isolate: Each world in a process of its own, for worlds that crash or hang.
@@ -76,8 +79,8 @@ def run(
     import torch
 
     from lit_align.evaluation import results
-    from lit_align.evaluation.difference import compare
     from lit_align.evaluation.match import Match, play
+    from lit_align.evaluation.returns import pays
     from lit_align.models.agent import Agent
 
     if threads:
@@ -99,7 +102,7 @@ def run(
             watched = seats.watch(title, agent, lambda task=task: bar.advance(task))
             played[title] = play(agent, match, title, folder, watched)
             if paired and title != titles[0]:
-                against[title] = {titles[0]: compare(seats.ended[titles[0]], seats.ended[title])}
+                against[title] = {titles[0]: seats.compare(titles[0], title)}
             if folder is not None:
                 own = {title: against[title]} if title in against else None
                 results.write(results.build(env, {title: played[title]}, paired=own), folder / "results.json")
@@ -110,21 +113,26 @@ def run(
     if against:
         outcomes = dict.fromkeys(name for entry in played.values() for name in entry["rates"])
         _show_differences(against, titles[0], list(outcomes))
+        if any(pays(entry) for entry in played.values()):
+            _show_returns(against, titles[0])
     if out is not None and len(played) == 1:
         _headline(Path(out), *next(iter(played.items())))
 
 
 class _Seats:
-    """Keeps how every agent's episodes ended, and what paired videos need of them, where they are asked for."""
+    """Keeps how every agent's episodes ended and what they paid, and what paired videos need, where asked for."""
 
     def __init__(self, count: int) -> None:
         self.count = count
         self.seats: list[Any] = []
         self.ended: dict[str, dict[int, str]] = {}
+        self.returns: dict[str, dict[int, float]] = {}
 
     def watch(self, title: str, agent: Any, advance: Callable[[], None]) -> Callable[[Any], None]:
         """Returns what is called after each of the agent's episodes."""
-        ended = self.ended.setdefault(title, {})
+        from lit_align.evaluation.returns import return_of
+
+        ended, returns = self.ended.setdefault(title, {}), self.returns.setdefault(title, {})
         seat: Any = None
         if self.count:
             from lit_align.evaluation.paired import Seat, without_frames
@@ -134,11 +142,19 @@ class _Seats:
 
         def keep(trajectory: Any) -> None:
             ended[trajectory.id] = trajectory.outcome
+            returns[trajectory.id] = return_of(trajectory)
             if seat is not None:
                 seat.played[trajectory.id] = without_frames(trajectory)
             advance()
 
         return keep
+
+    def compare(self, first: str, second: str) -> dict[str, Any]:
+        """What `results.json` keeps of two agents that played the same episodes."""
+        from lit_align.evaluation import difference, returns
+
+        ended = difference.compare(self.ended[first], self.ended[second])
+        return {**ended, "return": returns.difference(self.returns[first], self.returns[second])}
 
     def film(self, match: Any, out: str | None) -> None:
         """Writes the videos, when some are asked for."""
@@ -185,7 +201,7 @@ def _line(entry: Any) -> dict[str, str]:
 
 
 def _show(played: dict[str, Any], target: str | None) -> None:
-    from lit_align.evaluation import results
+    from lit_align.evaluation import results, returns
     from lit_align.evaluation.intervals import Interval
 
     outcomes = list(dict.fromkeys(name for entry in played.values() for name in entry["rates"]))
@@ -193,6 +209,9 @@ def _show(played: dict[str, Any], target: str | None) -> None:
     table.add_column("agent", no_wrap=True)
     for name in outcomes:
         table.add_column(name, justify="right", no_wrap=True)
+    paid = any(returns.pays(entry) for entry in played.values())
+    if paid:
+        table.add_column("return (t 95 %)", justify="right", no_wrap=True)
     table.add_column("episodes", justify="right")
     table.add_column("steps", justify="right")
     misses = {title: entry.get("recovery", {}) for title, entry in played.items()}
@@ -201,6 +220,7 @@ def _show(played: dict[str, Any], target: str | None) -> None:
         table.add_column("back after a miss", justify="right")
     for title, entry in played.items():
         row = [Interval(**results.rate_of(entry, name)).percent() for name in outcomes]
+        row += [returns.in_words(entry["return"])] if paid else []
         back = [f"{found['recovered']} of {found['missed']}"] if (found := misses[title]) else []
         table.add_row(title, *row, str(entry["episodes"]), f"{entry['mean_steps']:.0f}", *back)
     _print(table)
@@ -223,6 +243,17 @@ def _show_differences(against: dict[str, Any], first: str, outcomes: list[str]) 
     _print(table)
 
 
+def _show_returns(against: dict[str, Any], first: str) -> None:
+    from lit_align.evaluation.returns import in_words
+
+    table = Table(title=f"return against {first}, episode by episode", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("agent", no_wrap=True)
+    table.add_column("difference (paired t 95 %)", justify="right", no_wrap=True)
+    for agent, entry in against.items():
+        table.add_row(agent, in_words(entry[first]["return"], "+"))
+    _print(table)
+
+
 def _print(table: Table) -> None:
     console = Console()
     # A log file is no terminal of 80 columns.
@@ -231,5 +262,8 @@ def _print(table: Table) -> None:
 
 def _headline(out: Path, title: str, entry: Any) -> None:
     """One line for the pipeline's progress."""
-    shares = ", ".join(f"{name} {cell}" for name, cell in _line(entry).items())
-    (out / "headline.txt").write_text(f"{title}: {shares}\n")
+    from lit_align.evaluation.returns import in_words, pays
+
+    told = [f"{name} {cell}" for name, cell in _line(entry).items()]
+    told += [f"return {in_words(entry['return'])}"] if pays(entry) else []
+    (out / "headline.txt").write_text(f"{title}: {', '.join(told)}\n")

@@ -24,6 +24,7 @@ from lit_align.evaluation.footage import INDEX, Film, Picks, film, replay
 from lit_align.evaluation.outcomes import OUTCOMES, OutcomeMetric
 from lit_align.evaluation.recovery import check_target, recovery
 from lit_align.evaluation.results import AgentResult, agent_result
+from lit_align.evaluation.returns import return_of, summary
 from lit_align.models.agent import Agent
 from lit_align.rollout.sampler import Sampler
 from lit_align.seeds import episode_seeds
@@ -170,11 +171,12 @@ def play(
         sampler = Sampler(agent, match.make_world, worlds, match.temperature, match.seed, name, top_p=match.top_p)
     except ValueError as error:
         raise UserError(f"agent '{name}' does not fit the environment {match.env}: {error}") from error
-    picks, ended = Picks(match.videos if out else 0), []
+    picks, ended, returns = Picks(match.videos if out else 0), [], []
     try:
         for trajectory in sampler.play(enumerate(seeds)):
             picks.see(trajectory)
             ended.append(Slim.of(trajectory))
+            returns.append(return_of(trajectory))
             if on_episode is not None:
                 on_episode(trajectory)
         failures = sampler.failures
@@ -190,7 +192,8 @@ def play(
         # A blanked agent is filmed as it played, in the world as it is: the black it saw shows nothing.
         match.film(picks.chosen(), out / "videos", agent.codec)
     info = agent.info
-    extra = {"recovery": recovery(match.env, played, match.target), "env_args": match.changes()}
+    extra: dict[str, Any] = {"return": summary(returns)}
+    extra |= {"recovery": recovery(match.env, played, match.target), "env_args": match.changes()}
     return agent_result(
         metric.tally(),
         seed=match.seed,

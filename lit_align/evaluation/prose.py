@@ -31,6 +31,9 @@ pad. The small number under ours is the paper's, where it has one ({paper}): ano
 year of human play against our small network and scripted players, so it says what the recipe should do, not
 what we should match."""
 
+RETURNS = """<em>Return</em> is the world's own reward, added up over an episode without discount: its mean over the
+episodes, with the 95 % t interval of the mean."""
+
 OTHER_WORLDS = """<em>away</em> starts in the yard, facing away from the pads; <em>elsewhere</em> at other places of
 the island; <em>dusk</em> and <em>night</em> have another sky and less light. Other words are arguments that the world
 was made with, such as <em>max-steps-60</em>. No alignment played there."""

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
 from lit_align.errors import UserError
+from lit_align.evaluation import returns
 from lit_align.evaluation.intervals import wilson
+from lit_align.evaluation.returns import Return
 from lit_align.files import write_whole
 
 SCHEMA = 1
@@ -28,7 +30,10 @@ class Rate(TypedDict):
     high: float
 
 
-class AgentResult(TypedDict):
+_Paid = TypedDict("_Paid", {"return": NotRequired[Return]})  # a keyword, which the body of a class cannot name
+
+
+class AgentResult(_Paid):
     """What one agent did, and how it was made."""
 
     episodes: int
@@ -73,8 +78,8 @@ class RewardAccuracy(TypedDict):
     best_accuracy: NotRequired[float]
 
 
-class Paired(TypedDict):
-    """An agent against another one on the same episodes, as `difference.compare` tells it."""
+class Paired(_Paid):
+    """An agent against another one on the same episodes: `difference.compare`, and `returns.difference`."""
 
     episodes: int
     outcomes: dict[str, dict[str, float]]
@@ -248,7 +253,7 @@ def _agent_faults(name: str, entry: Any) -> list[str]:
     counts = entry["outcomes"]
     if any(not isinstance(n, int) or n < 0 for n in counts.values()):
         return [f"agents.{name}.outcomes is {dict(counts)}, expected whole numbers of episodes"]
-    faults: list[str] = []
+    faults = _return_faults(f"agents.{name}", entry)
     total = sum(counts.values())
     if entry.get("episodes") != total:
         faults.append(f"agents.{name}.episodes is {entry.get('episodes')!r}, but its outcomes add up to {total}")
@@ -261,6 +266,11 @@ def _agent_faults(name: str, entry: Any) -> list[str]:
         if not isinstance(value, int | float) or not math.isclose(value, n / max(1, total), abs_tol=0.0051):
             faults.append(f"agents.{name}.rates.{outcome} is {value!r}, but {n} of {total} is {n / max(1, total):.3f}")
     return faults
+
+
+def _return_faults(where: str, entry: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a return; files of earlier versions have none."""
+    return returns.faults(f"{where}.return", entry["return"]) if "return" in entry else []
 
 
 def _reward_faults(models: Any) -> list[str]:
@@ -293,6 +303,7 @@ def _paired_faults(paired: Any) -> list[str]:
     for name, others in paired.items():
         for other, entry in others.items():
             facts = entry if isinstance(entry, Mapping) else {}
+            faults += _return_faults(f"paired.{name}.{other}", facts)
             for outcome, row in facts.get("outcomes", {"": {}}).items():
                 counts = [row.get(key) for key in ("both", "gained", "lost", "neither")]
                 if not all(isinstance(n, int) and n >= 0 for n in counts) or sum(counts) != facts.get("episodes"):

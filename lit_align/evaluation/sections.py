@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
+from typing import Any
 
 from lit_align.evaluation import page, paper, prose, style
 from lit_align.evaluation.gather import Gathered
@@ -18,6 +19,8 @@ from lit_align.evaluation.pictures import (
     watches,
 )
 from lit_align.evaluation.results import Rate, rate_of
+from lit_align.evaluation.returns import in_words as return_in_words
+from lit_align.evaluation.returns import pays
 
 
 def task_section(found: Gathered) -> list[str]:
@@ -54,16 +57,19 @@ def results_section(found: Gathered, drawn: dict[str, int]) -> list[str]:
     if "success" not in drawn:
         return [page.absent("Evaluation")]
     outcomes = list(dict.fromkeys(name for entry in found.results["agents"].values() for name in entry["outcomes"]))
-    rows = []
+    rows, paid = [], any(pays(entry) for entry in found.results["agents"].values())
     for name in headline_agents(found) + other_agents(found):
         entry = found.results["agents"][name]
         cells = [_share(rate_of(entry, outcome), paper.SUCCESS.get(name, {}).get(outcome)) for outcome in outcomes]
-        rows.append([f"<b>{escape(style.agent_title(name))}</b>", *cells, str(entry["episodes"])])
+        cells += [*_returned(entry, paid), str(entry["episodes"])]
+        rows.append([f"<b>{escape(style.agent_title(name))}</b>", *cells])
     parts = [
         page.picture("success", drawn["success"], "bars of how episodes end for each agent"),
-        page.table(["agent", *outcomes, "episodes"], rows),
+        page.table(["agent", *outcomes, *["return"] * paid, "episodes"], rows),
         page.paragraph(prose.RATES.format(paper=escape(paper.CITATION)), "small"),
     ]
+    if paid:
+        parts.append(page.paragraph(prose.RETURNS, "small"))
     made = {
         ", ".join(f"{key} {value}" for key, value in entry.get("env_args", {}).items())
         for entry in found.results["agents"].values()
@@ -79,6 +85,13 @@ def _share(rate: Rate | None, theirs: float | None) -> str:
     return text + (f"<br><small>paper {theirs:g}</small>" if theirs is not None else "")
 
 
+def _returned(entry: Mapping[str, Any], paid: bool) -> list[str]:
+    """The cell of the world's own return, where a table has such a column; earlier versions did not keep it."""
+    if not paid:
+        return []
+    return [return_in_words(entry["return"]) if "return" in entry else "-"]
+
+
 def _controls(found: Gathered) -> list[str]:
     controls = {n: e for n, e in found.results.get("ablations", {}).items() if isinstance(e, Mapping)}
     blanked = {n: e for n, e in controls.items() if e.get("blank")}
@@ -90,11 +103,11 @@ def _controls(found: Gathered) -> list[str]:
     ):
         if entries:
             outcomes = list(dict.fromkeys(name for entry in entries.values() for name in entry["outcomes"]))
-            rows = [
-                [escape(name), *(_share(rate_of(entry, o), None) for o in outcomes), str(entry["episodes"])]
-                for name, entry in sorted(entries.items())
-            ]
-            table = page.table(["agent", *outcomes, "episodes"], rows)
+            paid, rows = any(map(pays, entries.values())), []
+            for name, entry in sorted(entries.items()):
+                cells = [_share(rate_of(entry, outcome), None) for outcome in outcomes]
+                rows.append([escape(name), *cells, *_returned(entry, paid), str(entry["episodes"])])
+            table = page.table(["agent", *outcomes, *["return"] * paid, "episodes"], rows)
             parts += [f"<h3>{title}</h3>", page.paragraph(words), table]
     return parts
 
