@@ -239,7 +239,9 @@ class _Tracer:
         compared = text_or_none(meta.get("trajectories"))
         parents: tuple[Origin, ...] = ()
         if compared is not None:
-            parents = (self.data("compares", os.path.normpath(found.absolute() / compared), run),)
+            beside = os.path.normpath(found.absolute() / compared)
+            on_hub = is_id(compared) and not os.path.exists(beside)
+            parents = (self.data("compares", compared if on_hub else beside, run),)
         return Origin(how, "preferences", name, repository, revision, meta=meta, parents=parents)
 
 

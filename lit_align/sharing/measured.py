@@ -53,7 +53,11 @@ class Evaluation:
     @property
     def rates(self) -> dict[str, Interval]:
         """Shares with their Wilson 95 % interval, from the counts."""
-        return {name: wilson(count, self.episodes) for name, count in self.outcomes.items()}
+        return {name: self.rate(name) for name in self.outcomes}
+
+    def rate(self, outcome: str) -> Interval:
+        """The share of one outcome, which may never have come."""
+        return wilson(self.outcomes.get(outcome, 0), self.episodes)
 
     @property
     def under(self) -> str:

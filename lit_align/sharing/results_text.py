@@ -86,8 +86,8 @@ def _before(told: Told) -> list[str]:
     names = list(dict.fromkeys([*own.outcomes, *(name for each in line for name in others[each].outcomes)]))
     rows = []
     for name, one in [*((each, others[each]) for each in line), (told.title, own)]:
-        shown = [f"{percent(one.rates[n].value)} ({span(*one.rates[n][1:])})" if n in one.rates else "-" for n in names]
-        rows.append([cell(name), *shown, f"{one.episodes:,}"])
+        rates = [one.rate(outcome) for outcome in names]
+        rows.append([cell(name), *(f"{percent(r.value)} ({span(*r[1:])})" for r in rates), f"{one.episodes:,}"])
     head = ["agent", *(cell(name) for name in names), "episodes"]
     beside = table(head, rows, right=set(range(1, len(head))))
     return ["Those it comes from, evaluated likewise; shares with Wilson 95 % intervals:", beside]

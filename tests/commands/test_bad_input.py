@@ -116,7 +116,7 @@ def test_an_agent_that_acts_on_other_spaces_is_refused(folder, refused):
     assert "the reference acts on ActionCodec(1 x 5" in said
 
 
-def test_an_agent_that_sees_other_frames_is_refused(folder, refused, capsys):
+def test_an_agent_that_sees_other_frames_is_refused(folder, refused, capfd):
     agent = other_agent(folder, image_size=64)
     said = refused(["collect", f"--out={folder / 'new'}", f"--agent={agent}", f"--env={WORLD}", "--episodes=2"])
     assert "sees frames of shape (64, 64, 3)" in said
@@ -127,7 +127,7 @@ def test_an_agent_that_sees_other_frames_is_refused(folder, refused, capsys):
     assert "or set --data.image_size 64 to resize it" in said
     wrong = ["--model.backbone.image_size=64", "--model.backbone.vector_size=3"]
     assert main([*pretrain(folder, folder / "new"), *wrong]) == 2
-    said = capsys.readouterr().err
+    said = capfd.readouterr().err
     assert "2 things to mend" in said
     assert "the agent sees vectors of 3 numbers, the data holds 0" in said
     assert not (folder / "play" / ".cache").exists(), "no frame is decoded for a run that cannot be"
