@@ -17,6 +17,7 @@ from lit_align import __version__
 from lit_align.errors import UserError, did_you_mean, raise_all
 from lit_align.files import read_yaml
 from lit_align.hub import SOURCE
+from lit_align.layers import lay_over
 
 KEYS = ("run", "needs", "config", "args", "threads")
 TOP = ("out", "seed", "jobs", "stages", "base", "wandb")
@@ -153,7 +154,7 @@ def load_pipeline(
     ]
     raise_all([f"--stages.{name}: no such stage{did_you_mean(name, config.get('stages') or {})}" for name in missing])
     try:
-        config = OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
+        config = lay_over(config, OmegaConf.from_dotlist(list(overrides)))
     except (OmegaConfBaseException, ValueError) as error:
         raise UserError(f"cannot read {' '.join(overrides)}: {error}") from error
     # A key that only a value refers to which an override replaced is one of the file's all the same.
@@ -279,7 +280,7 @@ def _read(file: Path, above: tuple[Path, ...]) -> Any:
 def _merge(below: Any, above: Any, what: str) -> Any:
     """One configuration over another."""
     try:
-        return OmegaConf.merge(below, above)
+        return lay_over(below, above)
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise UserError(f"{what} does not fit what it is laid over: {' '.join(str(error).split())}") from error
 
