@@ -13,6 +13,7 @@ from typing import Any
 from lit_align import slurm
 from lit_align.errors import Preempted, UserError, raise_all
 from lit_align.files import mapping_of, write_whole
+from lit_align.locks import locked
 from lit_align.pipeline import Pipeline, StageSpec, commands_of
 from lit_align.progress import Progress
 from lit_align.workers import LocalPool, Result, Runner, Task, WorkerPool, cores, is_inside
@@ -107,6 +108,9 @@ def run_pipeline(
         progress: where a line for each stage goes.
         prints: the pipeline's fingerprints, where they were taken already.
 
+    Raises:
+        UserError: another process works on one of the stages.
+
     Returns:
         The exit code: 0, or 1 if a stage failed. Ctrl-C and SIGTERM raise KeyboardInterrupt, when all workers are gone;
         SIGUSR1 in a Slurm job raises Preempted.
@@ -121,28 +125,13 @@ def run_pipeline(
             progress.line(name, "same", states[name].read()["seconds"], headline(pipeline.out / name))
     if not pending:
         return 0
-    share = cores()
     # A cell has its share of the cores, and runs no more at a time than there is one for.
-    jobs = min(pipeline.jobs, share) if is_inside() else pipeline.jobs
+    jobs = min(pipeline.jobs, cores()) if is_inside() else pipeline.jobs
     with _signals_as_exceptions(), LocalPool(run, check) if jobs == 1 else WorkerPool(jobs, run, check) as pool:
         raise_all(pool.check(commands_of(pending.values())))
-        failed: list[str] = []
-        while True:
-            ready = [stage for stage in pending.values() if finished.issuperset(stage.needs)][: pool.free]
-            # A function of the configuration alone: with other threads, sums round otherwise.
-            threads = max(1, share // pipeline.jobs)
-            for stage in ready:
-                del pending[stage.name]
-                # Two threads on one core wait for each other: a training step takes thirty times as long.
-                mine = min(stage.threads or threads, share)
-                pool.submit(_begin(stage, states[stage.name], prints[stage.name], can_resume, mine))
-                progress.start(stage.name)
-            if not pool.busy:
-                break
-            for result in pool.wait(progress.tick):
-                _end(result, states[result.name], prints[result.name], progress)
-                (finished.add if result.ok else failed.append)(result.name)
-                write_timings(pipeline, states)
+        with locked(pipeline.out, pipeline.out / STATE, pending, finished):
+            _check_unchanged(pending, finished, states, prints)
+            failed = _run_pending(pipeline, pending, finished, states, prints, pool, can_resume, progress)
     for name in pending:
         lacks = ", ".join(n for n in pending[name].needs if n not in finished)
         progress.line(name, "blocked", 0.0, f"did not run, for it needs {lacks}")
@@ -151,6 +140,49 @@ def run_pipeline(
     if failed:
         progress.write(f"failed: {', '.join(failed)}. Mend that and give the same command again: what is done is kept.")
     return int(bool(failed))
+
+
+def _run_pending(
+    pipeline: Pipeline,
+    pending: dict[str, StageSpec],
+    finished: set[str],
+    states: dict[str, StageState],
+    prints: dict[str, str],
+    pool: LocalPool | WorkerPool,
+    can_resume: Callable[[list[str]], bool],
+    progress: Progress,
+) -> list[str]:
+    """Runs what can run, moves it from `pending` to `finished`, and returns what failed."""
+    share = cores()
+    failed: list[str] = []
+    while True:
+        ready = [stage for stage in pending.values() if finished.issuperset(stage.needs)][: pool.free]
+        # A function of the configuration alone: with other threads, sums round otherwise.
+        threads = max(1, share // pipeline.jobs)
+        for stage in ready:
+            del pending[stage.name]
+            # Two threads on one core wait for each other: a training step takes thirty times as long.
+            mine = min(stage.threads or threads, share)
+            pool.submit(_begin(stage, states[stage.name], prints[stage.name], can_resume, mine))
+            progress.start(stage.name)
+        if not pool.busy:
+            return failed
+        for result in pool.wait(progress.tick):
+            _end(result, states[result.name], prints[result.name], progress)
+            (finished.add if result.ok else failed.append)(result.name)
+            write_timings(pipeline, states)
+
+
+def _check_unchanged(
+    pending: dict[str, StageSpec], finished: set[str], states: dict[str, StageState], prints: dict[str, str]
+) -> None:
+    """Raises a UserError if another process was at work between our look at the stages and our locks on them."""
+    now = {name for name in prints if name in states and states[name].is_done(prints[name])}
+    if changed := sorted((now & set(pending)) | (finished - now)):
+        raise UserError(
+            f"another process has just ended its work on {', '.join(changed)}; expected one at a time: give the same "
+            "command again, which starts from what there is now"
+        )
 
 
 def headline(folder: Path) -> str:
