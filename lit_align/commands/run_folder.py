@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lit_align.commands.environment import environment, this_process, versions
+from lit_align.commands.environment import environment, is_gone, this_process, versions
 from lit_align.errors import UserError
 from lit_align.files import mapping_of, write_whole
 from lit_align.stages.torn import LAST, PREVIOUS, damage, go_back, remove
@@ -97,7 +97,8 @@ class RunFolder:
             go_back(self.last)
 
     def check_writable(self) -> None:
-        """Raises a UserError if nothing can be written there; leaves nothing."""
+        """Raises a UserError if nothing can be written there, or a run that is alive writes there; leaves nothing."""
+        self._check_not_running()
         place = self.path.absolute()
         while not place.exists():
             place = place.parent
@@ -108,6 +109,22 @@ class RunFolder:
                 f"--out {self.path}: nothing can be written in {place} ({error.strerror}); expected a folder that may "
                 "be written to, with room on its disk"
             ) from error
+
+    def _check_not_running(self) -> None:
+        """Raises a UserError if the process of the folder's run is alive, on this machine, and another than this one.
+
+        Only the first process of a run asks, and before it says that its own run runs: it never meets itself.
+        """
+        process, me = self.read_run().get("process"), this_process()
+        if self.read_run().get("state") != "running" or not isinstance(process, dict):
+            return
+        # Without the process's start, one that got its id later would be taken for it. A parent runs us as its stage.
+        same_machine = process.get("boot") == me["boot"] and process.get("started")
+        if same_machine and process.get("pid") not in (me["pid"], os.getppid()) and is_gone(process) is False:
+            raise UserError(
+                f"{self.path} holds a run that process {process['pid']} is working on; expected one that has ended: "
+                "wait until it has, end that process, or choose another --out"
+            )
 
     def check_free(self) -> None:
         """Raises a UserError if another run is in the folder, so that none is overwritten by mistake."""

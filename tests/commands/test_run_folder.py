@@ -161,3 +161,34 @@ def test_a_process_is_told_from_one_that_got_its_number_later() -> None:
     assert is_gone({**me, "started": "1"})
     assert is_gone({**me, "boot": "an earlier one"})
     assert is_gone({**me, "boot": "another's", "machine": "another"}) is None
+
+
+@pytest.mark.parametrize("how", ["--resume=last", "--resume=auto", "--overwrite=true"])
+def test_a_run_that_is_alive_is_neither_gone_on_with_nor_overwritten(tmp_path: Path, how: str) -> None:
+    fit(tmp_path / "run", epochs=1)
+    folder = RunFolder(tmp_path / "run")
+    script = (
+        "import json; from lit_align.commands.environment import this_process as t; "
+        "print(json.dumps(t()), flush=True); input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        process = json.loads(other.stdout.readline())
+        folder.write_run(state="running", process=process)
+        before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+        with pytest.raises(UserError, match=f"holds a run that process {other.pid} is working on"):
+            fit(tmp_path / "run", how, epochs=2)
+        assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
+        other.kill()
+    fit(tmp_path / "run", how, epochs=2)
+    assert folder.read_run()["state"] == "finished"
+
+
+def test_a_run_goes_on_where_its_process_may_be_gone(tmp_path: Path) -> None:
+    """Itself, what runs it as a stage, one of another machine or boot, and one whose start is not known."""
+    me, folder = this_process(), RunFolder(tmp_path)
+    parent = {**me, "pid": os.getppid(), "started": Path(f"/proc/{os.getppid()}/stat").read_text().split()[21]}
+    elsewhere = {**me, "pid": 1, "boot": "another's", "machine": "another", "slurm": {"job": "7"}}
+    for process in (me, parent, elsewhere, {**me, "pid": 1, "started": None}, {}, None):
+        folder.write_run(state="running", process=process)
+        folder.check_writable()
