@@ -80,11 +80,16 @@ class Pipeline:
         out: the run's folder.
         jobs: how many stages may run at a time.
         stages: by name.
+        names: of all stages of the file, where these are only some.
     """
 
     out: Path
     jobs: int
     stages: dict[str, StageSpec]
+    names: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.names = self.names or list(self.stages)
 
     def fingerprints(self, around: Path | None = None) -> dict[str, str]:
         """For each stage, a hash of all that its result depends on; equal ones need not run again.
@@ -124,7 +129,8 @@ class Pipeline:
             if name not in wanted:
                 wanted.add(name)
                 todo += self.stages[name].needs
-        return Pipeline(self.out, self.jobs, {name: stage for name, stage in self.stages.items() if name in wanted})
+        stages = {name: stage for name, stage in self.stages.items() if name in wanted}
+        return Pipeline(self.out, self.jobs, stages, self.names)
 
 
 def load_pipeline(

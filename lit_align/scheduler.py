@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,18 +37,27 @@ class StageState:
         self.file, self.log = out / STATE / f"{name}.json", out / STATE / f"{name}.log"
 
     def read(self) -> dict[str, Any]:
-        """Returns fingerprint, state (`running`, `done`, `failed`) and seconds; empty if it never ran."""
+        """Returns fingerprint, state (`running`, `done`, `failed`) and seconds; empty if it never ran.
+
+        A cell that is done has `inner`, too: the fingerprints of its stages as they were then.
+        """
         return mapping_of(self.file)
 
-    def write(self, fingerprint: str, state: str, seconds: float) -> None:
-        """Replaces the file in one step."""
-        content = {"fingerprint": fingerprint, "state": state, "seconds": round(seconds, 2)}
+    def write(self, fingerprint: str, state: str, seconds: float, inner: Iterable[str] = ()) -> None:
+        """Replaces the file in one step; `inner` are the stages of a cell that is done."""
+        content: dict[str, Any] = {"fingerprint": fingerprint, "state": state, "seconds": round(seconds, 2)}
+        if inner:
+            content["inner"] = {name: StageState(self.folder, name).read().get("fingerprint") for name in inner}
         write_whole(self.file, json.dumps(content) + "\n")
 
     def is_done(self, fingerprint: str) -> bool:
-        """Whether the stage finished with the same inputs and its folder is still there."""
+        """Whether the stage finished with the same inputs and its folder is still there, of a cell all stages' too."""
         found = self.read()
-        return found.get("fingerprint") == fingerprint and found.get("state") == "done" and self.folder.is_dir()
+        if found.get("fingerprint") != fingerprint or found.get("state") != "done" or not self.folder.is_dir():
+            return False
+        # As they were left, not as they would be made: a cell that was moved with all that it reads is still done.
+        inner = found.get("inner", {})
+        return all(StageState(self.folder, name).is_done(left) for name, left in inner.items())
 
     def was_interrupted(self, fingerprint: str) -> bool:
         """Whether it began with the same inputs and did not finish."""
@@ -168,7 +177,7 @@ def _run_pending(
         if not pool.busy:
             return failed
         for result in pool.wait(progress.tick):
-            _end(result, states[result.name], prints[result.name], progress)
+            _end(result, pipeline.stages[result.name], states[result.name], prints[result.name], progress)
             (finished.add if result.ok else failed.append)(result.name)
             write_timings(pipeline, states)
 
@@ -207,17 +216,19 @@ def _begin(
     return Task(stage.name, argv, state.log, threads)
 
 
-def _end(result: Result, state: StageState, fingerprint: str, progress: Progress) -> None:
+def _end(result: Result, stage: StageSpec, state: StageState, fingerprint: str, progress: Progress) -> None:
     state.keep_log()
     seconds = state.read().get("seconds", 0.0) + result.seconds  # those of an attempt that was resumed too
-    state.write(fingerprint, "done" if result.ok else "failed", seconds)
+    inner = stage.inner.stages if result.ok and stage.inner is not None else ()
+    state.write(fingerprint, "done" if result.ok else "failed", seconds, inner)
     text = headline(state.folder) if result.ok else result.error
     progress.line(result.name, "done" if result.ok else "failed", result.seconds, text)
 
 
 def write_timings(pipeline: Pipeline, states: dict[str, StageState]) -> None:
-    """Writes `timings.json`: the seconds of each stage that is done."""
-    seconds = {name: state.read()["seconds"] for name, state in states.items() if state.read().get("state") == "done"}
+    """Writes `timings.json`: the seconds of each stage that is done, those that `--only` leaves out too."""
+    found = {name: states.get(name, StageState(pipeline.out, name)).read() for name in pipeline.names}
+    seconds = {name: each["seconds"] for name, each in found.items() if each.get("state") == "done"}
     write_whole(pipeline.out / "timings.json", json.dumps(seconds, indent=2) + "\n")
 
 
