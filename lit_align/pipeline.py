@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,13 +17,11 @@ from omegaconf.errors import OmegaConfBaseException
 from lit_align import __version__
 from lit_align.errors import UserError, did_you_mean, raise_all
 from lit_align.files import read_yaml
-from lit_align.hub import SOURCE
 from lit_align.layers import lay_over
+from lit_align.named_files import named_in, named_in_files, outside_input
 
 KEYS = ("run", "needs", "config", "args", "threads")
 TOP = ("out", "seed", "jobs", "stages", "base", "wandb")
-NOTES = ("README.md", SOURCE)
-"""Files beside a model or data that tell of them, and change nothing of what they are."""
 LOGGED = ("pretrain", "finetune", "reward", "prefer", "align")
 """Verbs that log to Weights & Biases where a pipeline's `wandb` says so, when they train; `report` does too."""
 
@@ -108,6 +107,8 @@ class Pipeline:
             files = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in stage.config]
             given = [outside_input(word, folder) for word in words_of(stage.args)]
             content = [words, files, given, [found[name] for name in sorted(stage.needs)], __version__]
+            # Added only where there is one: what was done before these were looked at is still done.
+            content += [also for word in _also_named(stage) if (also := outside_input(word, folder))]
             if stage.inner is not None:
                 content[1] = stage.inner.fingerprints(folder)
             found[stage.name] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -183,6 +184,7 @@ def load_pipeline(
     stages, errors = _resolve_stages(config, out, [place for file in files for place in Path(file).resolve().parents])
     for stage in stages.values():
         stage.wandb = wandb
+        _add_needs(stage, stages)
     errors += [error for stage in stages.values() for error in _check(stage, stages, set(verbs))]
     if not errors:
         errors += [error for stage in stages.values() for error in _load_cell(stage, set(verbs), (*above, *read))]
@@ -212,18 +214,24 @@ def words_of(value: Any) -> list[str]:
     return [word for part in value for word in words_of(part)] if isinstance(value, (list, tuple)) else []
 
 
-def outside_input(word: str, out: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of the files that a word names, if it is a file or folder outside the pipeline's own."""
-    path = Path(word)
-    if not word or not path.exists() or path.resolve().is_relative_to(out.resolve()):
-        return []
-    # A word without a slash may just happen to be a folder's name: it counts if trajectories or a model lie there.
-    if "/" not in word and not any((path / name).is_file() for name in ("meta.json", "config.json")):
-        return []
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    # Neither caches, nor what `push` and a later card write beside a model.
-    shown = [p for p in files if not any(part.startswith(".") or part in NOTES for part in p.relative_to(path).parts)]
-    return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in shown]
+def _also_named(stage: StageSpec) -> list[str]:
+    """What may be files or folders beside the values of `args`: keys, parts of words, and what config files name.
+
+    A cell's own stages tell of what its files name.
+    """
+    words = named_in(stage.args) + ([] if stage.is_cell else named_in_files(stage.config))
+    return sorted(set(words) - set(words_of(stage.args)))
+
+
+def _add_needs(stage: StageSpec, stages: Mapping[str, StageSpec]) -> None:
+    """A stage needs each other one in whose folder something lies that it names, said or not."""
+    folders = {Path(os.path.abspath(other.folder)): other.name for other in stages.values() if other is not stage}
+    for word in [*words_of(stage.args), *_also_named(stage)]:
+        # Nobody names what lies in a folder by a word without a slash.
+        path = Path(os.path.abspath(word)) if "/" in word and "\0" not in word else Path("/")
+        need = next((folders[place] for place in (path, *path.parents) if place in folders), None)
+        if need is not None and need not in stage.needs:
+            stage.needs.append(need)
 
 
 def sort_stages(stages: Mapping[str, StageSpec]) -> list[StageSpec]:
