@@ -262,7 +262,7 @@ def test_recordings_of_ones_own_are_recordings(tmp_path: Path, monkeypatch: pyte
 
     run_example(example(PAGES[0], "TrajectoryWriter"), tmp_path, monkeypatch)
     dataset = TrajectoryDataset(tmp_path / "recordings")
-    assert (len(dataset), len(dataset[0]), dataset.meta.outcomes) == (40, 50, {"done": 10, "failed": 30})
+    assert (len(dataset), len(dataset[0]), dataset.meta.outcomes) == (100, 50, {"done": 25, "failed": 75})
 
 
 def test_the_results_format_shown_is_valid() -> None:
