@@ -40,7 +40,8 @@ def run(
 ) -> None:
     """Plays episodes with agents and counts how they end, with Wilson 95 % intervals.
 
-    Where the world pays rewards, their undiscounted sum over an episode is told too: its mean, with a 95 % t interval.
+    Where the world's rewards say more than outcomes, their undiscounted sum over an episode is told too: its mean, with
+    a 95 % t interval.
 
     Args:
         agents: Folders of agents, or their names on the Hub: `user/name`, `user/name@revision`.

@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from lit_align.data.trajectory import Trajectory
+from lit_align.data.trajectory import ENDED, Trajectory
 
 
 class Return(TypedDict):
@@ -84,9 +84,17 @@ def _within(angle: float, degrees: int) -> float:
 
 
 def pays(entry: Mapping[str, Any]) -> bool:
-    """Whether an agent's entry of `results.json` tells of a return that is not 0 throughout, as it is on the island."""
-    told = entry.get("return")
-    return isinstance(told, Mapping) and bool(told["mean"] or told["std"])
+    """Whether an agent's entry of `results.json` tells of a return that says more than how its episodes ended.
+
+    It does not where it is 0 throughout, nor where episodes that have outcomes pay 0 or 1 each, as on the island.
+    """
+    told, n = entry.get("return"), entry["episodes"]
+    if not isinstance(told, Mapping) or not (told["mean"] or told["std"]):
+        return False
+    mean, variance = told["mean"], (told["std"] or 0.0) ** 2 * (n - 1) / n
+    # The mean of x (x - 1), which is 0 where every x is 0 or 1.
+    zero_or_one = math.isclose(variance + mean**2, mean, rel_tol=1e-9)
+    return not (zero_or_one and set(entry["outcomes"]) - {ENDED})
 
 
 def in_words(told: Return, sign: str = "") -> str:

@@ -162,6 +162,27 @@ def test_a_world_that_pays_nothing_prints_as_it_did(
     assert "<th>return</th>" not in build_report(out, tmp_path / "report").read_text()
 
 
+@pytest.mark.parametrize(
+    ("outcomes", "paid", "shown"),
+    [
+        ({"left": 3, "none": 1}, [1.0, 1.0, 0.0, 1.0], False),  # the island: 1 for any pad
+        ({"left": 4}, [1.0] * 4, False),
+        ({"none": 1}, [1.0], False),
+        ({"left": 4}, [0.0] * 4, False),
+        ({"ended": 4}, [1.0, 0.0, 0.0, 1.0], True),  # nothing else tells who was better
+        ({"left": 3, "none": 1}, [1.0, 0.5, 0.0, 1.0], True),
+        ({"left": 3, "none": 1}, [1.0, -1.0, 0.0, 1.0], True),
+        ({"left": 2}, [200.0, 200.0], True),
+    ],
+)
+def test_a_return_is_shown_where_outcomes_do_not_say_it(
+    outcomes: dict[str, int], paid: list[float], shown: bool
+) -> None:
+    entry = agent_result(outcomes, seed=0, **{"return": returns.summary(paid)})
+    assert returns.pays(entry) is shown
+    assert not returns.pays(agent_result(outcomes, seed=0)), "of an earlier version"
+
+
 def test_a_report_shows_returns_beside_entries_without(tmp_path: Path) -> None:
     paid = {"mean": 12.5, "std": 1.0, "low": 12.0, "high": 13.0}
     entries = {
