@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from math import inf
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lit_align.errors import UserError, shortly
 
+MOST_BASE = 1e12
+"""Of the rotary position frequencies; one that fits no number of the machine is a mistake."""
 MOST = {
     "image_size": 4096,
     "vector_size": 10**6,
@@ -88,9 +89,10 @@ class BackboneConfig:
             wrong.append(f"width {self.width} over {self.heads} heads; expected an even whole number for each head")
         if self.norm not in ("layernorm", "rmsnorm"):
             wrong.append(f"norm is {self.norm!r}; expected 'layernorm' or 'rmsnorm'")
-        if not (self.mlp_ratio > 0 and 1 < self.rope_base < inf):
+        if not (self.mlp_ratio > 0 and 1 < self.rope_base <= MOST_BASE):
             wrong.append(
-                f"mlp_ratio is {self.mlp_ratio} and rope_base {self.rope_base}; expected more than 0 and more than 1"
+                f"mlp_ratio is {self.mlp_ratio} and rope_base {shortly(self.rope_base)}; expected more than 0, and "
+                f"more than 1 and {MOST_BASE:g} at the most"
             )
         if wrong:
             raise UserError("the backbone cannot be built: " + "; ".join(wrong))

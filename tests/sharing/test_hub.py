@@ -206,6 +206,7 @@ def change(folder, edit) -> None:
         (lambda c: c["backbone"].update(dropout=0.1), r"unknown keys \['dropout'\] in the backbone's config"),
         (lambda c: c["backbone"].update(layers=10**12), "layers is 1000000000000; expected 1024 at most"),
         (lambda c: c["backbone"].update(mlp_ratio=float("nan")), "mlp_ratio is nan"),
+        (lambda c: c["backbone"].update(rope_base=2**70), r"rope_base 1180591620717411303424; expected .* 1e\+12 at"),
         (lambda c: c["policy"].update(depth=2), "the policy's config is .*depth"),
         (lambda c: c["policy"].update(width=2.5), "policy.width is 2.5; expected a whole number"),
         (lambda c: c["policy"].update(heads=["independent"]), "policy.heads is .*expected independent"),
