@@ -108,7 +108,8 @@ class Pipeline:
             given = [outside_input(word, folder) for word in words_of(stage.args)]
             content = [words, files, given, [found[name] for name in sorted(stage.needs)], __version__]
             # Added only where there is one: what was done before these were looked at is still done.
-            content += [also for word in _also_named(stage) if (also := outside_input(word, folder))]
+            further = sorted(set(_named(stage)) - set(words_of(stage.args)))
+            content += [also for word in further if (also := outside_input(word, folder))]
             if stage.inner is not None:
                 content[1] = stage.inner.fingerprints(folder)
             found[stage.name] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -214,19 +215,18 @@ def words_of(value: Any) -> list[str]:
     return [word for part in value for word in words_of(part)] if isinstance(value, (list, tuple)) else []
 
 
-def _also_named(stage: StageSpec) -> list[str]:
-    """What may be files or folders beside the values of `args`: keys, parts of words, and what config files name.
+def _named(stage: StageSpec) -> list[str]:
+    """What may be files or folders: values and keys of `args`, parts of these words, and what config files name.
 
     A cell's own stages tell of what its files name.
     """
-    words = named_in(stage.args) + ([] if stage.is_cell else named_in_files(stage.config))
-    return sorted(set(words) - set(words_of(stage.args)))
+    return named_in(stage.args) + ([] if stage.is_cell else named_in_files(stage.config))
 
 
 def _add_needs(stage: StageSpec, stages: Mapping[str, StageSpec]) -> None:
     """A stage needs each other one in whose folder something lies that it names, said or not."""
     folders = {Path(os.path.abspath(other.folder)): other.name for other in stages.values() if other is not stage}
-    for word in [*words_of(stage.args), *_also_named(stage)]:
+    for word in _named(stage):
         # Nobody names what lies in a folder by a word without a slash.
         path = Path(os.path.abspath(word)) if "/" in word and "\0" not in word else Path("/")
         need = next((folders[place] for place in (path, *path.parents) if place in folders), None)

@@ -179,7 +179,7 @@ def _run_pending(
         for result in pool.wait(progress.tick):
             _end(result, pipeline.stages[result.name], states[result.name], prints[result.name], progress)
             (finished.add if result.ok else failed.append)(result.name)
-            write_timings(pipeline, states)
+            write_timings(pipeline)
 
 
 def _check_unchanged(
@@ -225,9 +225,9 @@ def _end(result: Result, stage: StageSpec, state: StageState, fingerprint: str, 
     progress.line(result.name, "done" if result.ok else "failed", result.seconds, text)
 
 
-def write_timings(pipeline: Pipeline, states: dict[str, StageState]) -> None:
+def write_timings(pipeline: Pipeline) -> None:
     """Writes `timings.json`: the seconds of each stage that is done, those that `--only` leaves out too."""
-    found = {name: states.get(name, StageState(pipeline.out, name)).read() for name in pipeline.names}
+    found = {name: StageState(pipeline.out, name).read() for name in pipeline.names}
     seconds = {name: each["seconds"] for name, each in found.items() if each.get("state") == "done"}
     write_whole(pipeline.out / "timings.json", json.dumps(seconds, indent=2) + "\n")
 

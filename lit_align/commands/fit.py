@@ -96,17 +96,18 @@ class Story:
         folder.sweep()
         self._begun, self._log = True, folder.open_log()
         folder.mend(cli.checkpoint)
+        settings = cli.resolved()
         if cli.checkpoint is not None and cli.checkpoint.parent == folder.checkpoints:
-            self._tell_changes()
-        folder.write("config.yaml", cli.resolved())
+            self._tell_changes(settings)
+        folder.write("config.yaml", settings)
         facts = {"parent": cli.config.init_from, "random_init": cli.config.random_init, "seed": cli.config.seed}
         folder.begin(sys.argv[1:], stage=cli.verb, **facts, wandb=wandb_story.begin(cli))
 
-    def _tell_changes(self) -> None:
+    def _tell_changes(self, settings: str) -> None:
         """Says which settings are others than those that the run had so far: `config.yaml` will hold the new ones."""
         path = self.folder.path / "config.yaml"
         before = yaml.safe_load(path.read_text()) if path.is_file() else None
-        if changes := [*changed(before, yaml.safe_load(self.cli.resolved()))]:
+        if changes := [*changed(before, yaml.safe_load(settings))]:
             _log.warning(
                 "the run goes on with other settings than it had: %s (before -> now); for those of before, give "
                 "--config %s --resume last",

@@ -97,8 +97,7 @@ class RunFolder:
             go_back(self.last)
 
     def check_writable(self) -> None:
-        """Raises a UserError if nothing can be written there, or a run that is alive writes there; leaves nothing."""
-        self._check_not_running()
+        """Raises a UserError if nothing can be written there; leaves nothing."""
         place = self.path.absolute()
         while not place.exists():
             place = place.parent
@@ -110,13 +109,14 @@ class RunFolder:
                 "be written to, with room on its disk"
             ) from error
 
-    def _check_not_running(self) -> None:
+    def check_not_running(self) -> None:
         """Raises a UserError if the process of the folder's run is alive, on this machine, and another than this one.
 
         Only the first process of a run asks, and before it says that its own run runs: it never meets itself.
         """
-        process, me = self.read_run().get("process"), this_process()
-        if self.read_run().get("state") != "running" or not isinstance(process, dict):
+        run, me = self.read_run(), this_process()
+        process = run.get("process")
+        if run.get("state") != "running" or not isinstance(process, dict):
             return
         # Without the process's start, one that got its id later would be taken for it. A parent runs us as its stage.
         same_machine = process.get("boot") == me["boot"] and process.get("started")

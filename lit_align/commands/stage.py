@@ -168,6 +168,7 @@ class StageCLI(LightningCLI):
             if self.action == "fit" and not config.dry_run and first:
                 if not (resume or config.overwrite):
                     self.folder.check_free()
+                self.folder.check_not_running()
                 self.folder.check_writable()
         except UserError as error:
             errors.append(str(error))

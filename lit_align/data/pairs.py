@@ -165,7 +165,8 @@ class PreferenceDataModule(pl.LightningDataModule):
                 f"{len(overlap)} episodes of '{self.preferences}' are in training and in test comparisons "
                 f"(first: {overlap[0]}); split by episode"
             )
-        if dataset.digest(self._compared) != self.provenance.get("episodes", dataset.digest(self._compared)):
+        told = self.provenance.get("episodes")
+        if told is not None and dataset.digest(self._compared) != told:
             raise UserError(
                 f"'{self.folder}' holds other episodes than those that '{self.preferences}' compares, under the same "
                 "ids (seeds, lengths or outcomes differ); expected the trajectories that were compared: set "

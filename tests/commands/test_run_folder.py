@@ -191,4 +191,4 @@ def test_a_run_goes_on_where_its_process_may_be_gone(tmp_path: Path) -> None:
     elsewhere = {**me, "pid": 1, "boot": "another's", "machine": "another", "slurm": {"job": "7"}}
     for process in (me, parent, elsewhere, {**me, "pid": 1, "started": None}, {}, None):
         folder.write_run(state="running", process=process)
-        folder.check_writable()
+        folder.check_not_running()

@@ -27,7 +27,7 @@ from lit_align.commands.pipeline import can_resume, overrides_of
 from lit_align.errors import Preempted, UserError, raise_all
 from lit_align.pipeline import Pipeline, commands_of, load_pipeline
 from lit_align.progress import Progress
-from lit_align.scheduler import STATE, StageState, run_pipeline, write_timings
+from lit_align.scheduler import STATE, StageState, run_pipeline
 from lit_align.slurm import NOT_REQUEUED, PREEMPTED, leave
 from lit_align.workers import SHARE, check_all
 
@@ -185,12 +185,9 @@ def _run(pipeline: Pipeline, name: str) -> int:
     )
     progress = Progress(len(one.stages), max(map(len, one.stages)))
     try:
-        code = run_pipeline(one, run_in_tasks, check_verb, can_resume, progress, prints)
+        return run_pipeline(one, run_in_tasks, check_verb, can_resume, progress, prints)
     finally:
         progress.close()
-    # Jobs of other stages ran beside it: what was written is this one's view.
-    write_timings(pipeline, {each: StageState(pipeline.out, each) for each in pipeline.stages})
-    return code
 
 
 def run_in_tasks(argv: list[str]) -> None:
