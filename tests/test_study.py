@@ -59,7 +59,13 @@ def test_the_study_uses_every_cell_and_runs_the_headline_three_times() -> None:
     alone = {str(path.relative_to(ROOT)) for path in CELLS if path not in STUDIES and path.parent.name == "study"}
     assert used == alone
     kinds = Counter(name.rpartition("_")[0] for name in study)
-    assert {kind for kind, count in kinds.items() if count == 3} == {"base", "headline", "middle", "realign"}
+    assert {kind for kind, count in kinds.items() if count == 3} == {
+        "base",
+        "headline",
+        "middle",
+        "realign",
+        "longer_right",
+    }
     for name, inner in study.items():
         seeds = {str(stage.args["seed"]) for stage in inner.stages.values() if "seed" in stage.args}
         rounds = {"101", "102", "103"} if name.startswith("methods_offline") else set()  # of ReST, each with its own
@@ -74,6 +80,7 @@ def test_a_cell_alone_is_the_same_as_in_the_study() -> None:
         "base_1": ["seed=1"],
         "headline_2": ["seed=2"],
         "realign_0": [],
+        "longer_right_1": ["seed=1"],
         "rewards_right_0": ["target=right"],
         "curves_left_50_0": ["size=50"],
         "methods_offline_0": [],

@@ -83,6 +83,22 @@ def realigned(cells: Cells) -> str:
     return markdown(["agent", "wanted", "left", "middle", "right", "none"], rows)
 
 
+def longer(cells: Cells) -> str:
+    """The same alignment with more iterations; KL and env steps are the means over seeds."""
+    rows = []
+    for kind, agent in tables.LONGER:
+        found = tables.entries(cells, kind, agent)
+        runs = tables.entries(cells, kind, agent, "alignments")
+        shares = [_share(tables.share(found, outcome)) for outcome in ("right", "middle", "left", "none")]
+        iterations = {len(run["env_steps"]) for run in runs}
+        kl = [run["last"]["kl"] for run in runs]
+        steps = [run["last"]["env_steps"] for run in runs]
+        means = [f"{sum(steps) / len(steps):,.0f}", f"{sum(kl) / len(kl):.3f}"] if runs else [ABSENT] * 2
+        rows.append([", ".join(map(str, sorted(iterations))) or ABSENT, *shares, *means])
+    head = ["iterations", "right", "middle", "left", "none", "env steps", "KL at the end, nats a step"]
+    return markdown(head, rows)
+
+
 def methods(cells: Cells) -> str:
     """Every method at the same number of episodes, with the env steps that these came to."""
     rows = []
@@ -269,6 +285,7 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 TABLES: dict[str, Callable[[Cells], str]] = {
     "outcomes": outcomes,
     "rewards": rewards,
+    "longer": longer,
     "realigned": realigned,
     "methods": methods,
     "parameters": parameters,

@@ -35,6 +35,8 @@ REALIGNED = (
     ("and aligned right", "realign", "realign_right", "right"),
     ("and aligned left again", "realign", "realign_left", "left"),
 )
+# Aligned right, and the same with more iterations: (kind of cell, agent).
+LONGER = (("headline", "align_right"), ("longer_right", "align_longer"))
 # (title, kind of cell, agent, stages whose rollouts it learned from, in its own cell; the others' were those of `base`)
 METHODS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("REINFORCE", "methods_online", "reinforce", ()),

@@ -77,6 +77,9 @@ def study(root: Path) -> Path:
         headline = cell(root / f"headline_{seed}")
         evaluation(headline, "align_left", (98 - seed, 1, 0, 1 + seed), seed)
         routes(headline, "align_left")
+        longer = cell(root / f"longer_right_{seed}")
+        evaluation(longer, "align_longer", (0, 1, 99 - seed, seed), seed)
+        alignment(longer, "align_longer", "right", [0.5, 0.9, 0.95, 1.0][: 3 + seed])
     rewards = cell(root / "rewards_left_0")
     for comparisons, accuracy in ((50, 0.9), (473_112, 0.99)):
         reward_model(rewards, f"reward_agent_{comparisons}", "left", "agent", comparisons, accuracy)

@@ -31,7 +31,7 @@ def cells(folder: Path) -> Any:
 
 
 def test_every_cell_is_found_and_named(cells: Any) -> None:
-    assert len(cells) == 13
+    assert len(cells) == 15
     assert "notes" not in cells
     assert [(cells[n]["kind"], cells[n]["seed"]) for n in ("base_1", "curves_left_all_0")] == [
         ("base", 1),
@@ -116,7 +116,7 @@ def test_the_command_gathers_and_draws_from_the_file_alone(
 ) -> None:
     out = tmp_path / "report"
     run_verb(["study", str(folder), "--out", str(out)])
-    assert "13 cells, 10 figures" in capsys.readouterr().out
+    assert "15 cells, 10 figures" in capsys.readouterr().out
     assert "not finished: middle_0" in (out / "headline.txt").read_text()
     study = read_study(out / "results.json")
     assert study["cells"] == json.loads(json.dumps(gather_study(folder)["cells"]))

@@ -48,7 +48,7 @@ def rows(name: str, root: Path) -> dict[str, list[str]]:
 
 def test_every_finished_cell_is_kept_with_how_it_was_made(repository: Path) -> None:
     files = {path.stem for path in (repository / "docs" / "results" / "study").glob("*.json")}
-    assert len(files) == 12
+    assert len(files) == 14
     assert "middle_0" not in files  # one of its stages did not finish
     run = kept(repository, "headline_1")["run"]
     assert run["commit"] == git(repository, "rev-parse", "HEAD")
@@ -65,6 +65,20 @@ def test_pooled_shares_with_interval_and_seeds(repository: Path) -> None:
     realigned = rows("realigned", repository)
     assert realigned["aligned left"][:2] == ["left", "**97.5** (94.3-98.9), 97.0-98.0"]
     assert realigned["and aligned right"] == ["right", *["not measured yet"] * 4]
+
+
+def test_more_iterations_stand_beside_fewer(repository: Path) -> None:
+    table = rows("longer", repository)
+    # 197 of 200; of two seeds one ran three iterations, the other four: 3,000 and 4,000 env steps.
+    assert table["3, 4"] == [
+        "**98.5** (95.7-99.5), 98.0-99.0",
+        "**1.0** (0.3-3.6), 1.0-1.0",
+        "**0.0** (0.0-1.9), 0.0-0.0",
+        "**0.5** (0.1-2.8), 0.0-1.0",
+        "3,500",
+        "0.200",
+    ]
+    assert table["not measured yet"] == ["not measured yet"] * 6  # nothing was aligned right with fewer
 
 
 def test_what_each_table_says(repository: Path) -> None:
