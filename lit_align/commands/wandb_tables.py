@@ -15,6 +15,7 @@ from lit_align.evaluation.over_optimisation import STRETCH
 
 OUTCOMES = ["agent", "outcome", "rate", "low", "high", "episodes"]
 CURVE = ["where", "env_steps", "true_rate", "low", "high", "reward", "kl"]
+RETURNS = ["agent", "mean", "std", "low", "high", "episodes"]
 REWARDS = ["target", "start", "comparisons", "accuracy", "pairs"]
 FILMS = 24
 """Videos of a report that are logged at the most."""
@@ -78,8 +79,10 @@ def picture(path: Path) -> Any:
 
 
 def results_tables(results: Mapping[str, Any]) -> dict[str, Any]:
-    """The tables of a `results.json`: how episodes ended, and how often reward models are right."""
+    """The tables of a `results.json`: how episodes ended, what they paid, and how often reward models are right."""
     import wandb
+
+    from lit_align.evaluation.returns import pays
 
     ended = [
         [agent, outcome, rate["value"], rate["low"], rate["high"], entry["episodes"]]
@@ -92,7 +95,13 @@ def results_tables(results: Mapping[str, Any]) -> dict[str, Any]:
         for start, counts in starts.items()
         for count, found in counts.items()
     ]
+    paid = [
+        [agent, *(entry["return"][key] for key in RETURNS[1:-1]), entry["episodes"]]
+        for agent, entry in results["agents"].items()
+        if pays(entry)
+    ]
     tables = {"outcomes": wandb.Table(columns=OUTCOMES, data=ended)}
+    tables |= {"returns": wandb.Table(columns=RETURNS, data=paid)} if paid else {}
     return tables | ({"reward_models": wandb.Table(columns=REWARDS, data=right)} if right else {})
 
 

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from lit_align.data.trajectory import ENDED
 from lit_align.evaluation.curves import Columns, find, read_metrics
 from lit_align.evaluation.intervals import Interval, wilson
+from lit_align.evaluation.returns import in_words as return_in_words
+from lit_align.evaluation.returns import interval_of, zero_or_one
 from lit_align.files import mapping_of, write_whole
 
 if TYPE_CHECKING:
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
 PICTURE, NUMBERS = "over_optimisation.png", "over_optimisation.json"
 PROXY, CLOCK = "reward/mean", "env_steps"
 KL = (r"^policy/kl$", r"^policy/kl_conditional$")
-RETURN = (r"^rollout/return", r"^env/return", r"^reward/env$")
+RETURN = (r"^rollout/return$", r"^reward/env$")
+SPREAD, OWN_SPREAD = "rollout/return_std", "reward/std"
 STRETCH = 0.1  # share of the run's iterations that are pooled: one iteration has few episodes
 
 Series = NDArray[np.float64]
@@ -46,7 +49,9 @@ class Watch:
         outcomes: Share of the iteration's episodes that ended so, by outcome `(N,)` each.
         kl: Nats a step `(N,)`; None where there was no reference.
         kl_name: The metric it is from.
-        returns: The world's own return `(N,)`; None where it was not logged.
+        returns: The world's own return `(N,)`; None where it was not logged, pays nothing, or is 0 or 1 in a world that
+            names outcomes, and so says no more than these.
+        spreads: Its standard deviation over the iteration's episodes `(N,)`; None where it was not logged.
         episodes: Episodes of the iteration `(N,)`; None where it cannot be told.
         target: The wanted outcome; None where the run does not know one.
     """
@@ -57,6 +62,7 @@ class Watch:
     kl: Series | None = None
     kl_name: str = ""
     returns: Series | None = None
+    spreads: Series | None = None
     episodes: Series | None = None
     target: str | None = None
 
@@ -77,7 +83,7 @@ class Stretch:
         true: The true rate (or the world's return).
         proxy: The proxy reward.
         kl: Nats a step; None where it is not known.
-        interval: The rate's Wilson 95 % interval; None where the number of episodes is not known, and of a return.
+        interval: The 95 % interval, a rate's Wilson's, a return's t; None where the number of episodes is not known.
     """
 
     env_steps: float
@@ -115,17 +121,30 @@ def watch_of(columns: Columns, target: str | None = None, own: bool = False) -> 
         known = {}  # the world names none
     kl_name = find(columns, *KL)
     steps, length = columns[CLOCK][rows], take("rollout/episode_steps")
+    returns, spreads = take(PROXY if own else find(columns, *RETURN)), take(OWN_SPREAD if own else SPREAD)
+    if returns is not None and not own and not _tells(returns, spreads, bool(known)):
+        returns = spreads = None
     return Watch(
-        steps, columns[PROXY][rows], known, take(kl_name), kl_name or "",
-        take(PROXY if own else find(columns, *RETURN)),
+        steps, columns[PROXY][rows], known, take(kl_name), kl_name or "", returns, spreads,
         None if length is None else np.round(np.diff(steps, prepend=0.0) / length), target,
     )  # fmt: skip
+
+
+def _tells(returns: Series, spreads: Series | None, outcomes: bool) -> bool:
+    """Whether returns say more than how episodes end."""
+    if not np.nan_to_num(returns).any() and (spreads is None or not np.nan_to_num(spreads).any()):
+        return False
+    logged = np.isfinite(returns) if spreads is None else np.isfinite(returns) & np.isfinite(spreads)
+    if not outcomes or spreads is None or not logged.any():
+        return True
+    pairs = zip(returns[logged], spreads[logged], strict=True)
+    return not all(zero_or_one(float(mean), float(std)) for mean, std in pairs)
 
 
 def stretches(watch: Watch) -> list[Stretch]:
     """Every run of consecutive iterations of a `STRETCH` of the whole, in order; none where no truth is known.
 
-    The rate of a stretch is that of all its episodes together, where their number is known.
+    The rate (or the return) of a stretch is that of all its episodes together, where their number is known.
     """
     if watch.truth is None:
         return []
@@ -138,9 +157,13 @@ def stretches(watch: Watch) -> list[Stretch]:
         rate = float(np.average(true[part], weights=weights))
         kl = None if watch.kl is None else _number(watch.kl[part].mean())
         interval = None
-        if watch.episodes is not None and name != "return":
+        if watch.episodes is not None and math.isfinite(rate):
             total = int(weights.sum())
-            interval = wilson(round(rate * total), total)
+            if name != "return":
+                interval = wilson(round(rate * total), total)
+            elif watch.spreads is not None:
+                square = float(np.average(true[part] ** 2 + watch.spreads[part] ** 2, weights=weights))
+                interval = interval_of(rate, max(square - rate**2, 0.0) ** 0.5, total)
         made.append(Stretch(float(watch.env_steps[end - 1]), rate, float(watch.proxy[part].mean()), kl, interval))
     return made
 
@@ -152,9 +175,9 @@ def peak_and_last(watch: Watch) -> tuple[Stretch, Stretch] | None:
 
 
 def over_optimised(watch: Watch) -> bool | None:
-    """Whether the true rate fell, from its peak to the end, while the proxy rose.
+    """Whether the true rate (or return) fell, from its peak to the end, while the proxy rose.
 
-    It fell where the Wilson 95 % intervals of the two stretches do not overlap. None where that cannot be told.
+    It fell where the 95 % intervals of the two stretches do not overlap. None where that cannot be told.
     """
     ends = peak_and_last(watch)
     if ends is None or ends[0].interval is None or ends[1].interval is None:
@@ -172,7 +195,8 @@ def in_words(watch: Watch) -> str:
 
     def said(one: Stretch) -> str:
         if name == "return":
-            return f"{one.true:.3g}"
+            low, high = (None, None) if one.interval is None else (one.interval.low, one.interval.high)
+            return return_in_words({"mean": one.true, "std": None, "low": low, "high": high})
         return f"{100 * one.true:.1f} %" if one.interval is None else one.interval.percent()
 
     what = "The world's own return" if name == "return" else f"The share of episodes that end {name}"
@@ -184,8 +208,9 @@ def in_words(watch: Watch) -> str:
         return f"{ended}. That is what the agent was told: no reward model stands between."
     moved = f"the reward went from {peak.proxy:.3g} to {last.proxy:.3g}"
     if over_optimised(watch):
+        fell = "return" if name == "return" else "rate"
         return (
-            f"{ended}, while {moved}: the true rate fell (the two 95 % intervals do not overlap) as the reward rose. "
+            f"{ended}, while {moved}: the true {fell} fell (the two 95 % intervals do not overlap) as the reward rose. "
             "The reward model is being exploited: stop earlier, raise model.kl, or compare newer play."
         )
     return f"{ended}; {moved}."

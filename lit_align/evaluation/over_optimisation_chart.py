@@ -6,6 +6,7 @@ import math
 import os
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
@@ -25,8 +26,9 @@ def draw(
         theme: Light or dark.
         title: What stands above.
     """
-    panels = [_proxy, _truth] if watch.outcomes or watch.returns is not None else [_proxy]
-    panels += [_kl] if watch.kl is not None else []
+    told = watch.returns is not None and watch.outcomes and np.array_equal(watch.returns, watch.proxy)
+    there = (True, watch.outcomes, watch.returns is not None and not told, watch.kl is not None)
+    panels = [panel for panel, is_there in zip((_proxy, _outcomes, _returns, _kl), there, strict=True) if is_there]
     with style.fonts():
         fig = style.figure(7.6, 0.95 + 1.75 * len(panels), theme)
         axes = [row[0] for row in fig.subplots(len(panels), 1, squeeze=False, sharex=True)]
@@ -54,13 +56,18 @@ def _proxy(ax: Axes, watch: Watch, theme: style.Theme) -> None:
     _line(ax, watch.env_steps, watch.proxy, theme.text)
 
 
-def _truth(ax: Axes, watch: Watch, theme: style.Theme) -> None:
-    if not watch.outcomes:
-        assert watch.returns is not None
-        _title(ax, "The world's own return (the truth)", theme)
-        _line(ax, watch.env_steps, watch.returns, style.SPARE_COLOURS[3])
-        return
-    _title(ax, "How its episodes really end (the truth)", theme)
+def _returns(ax: Axes, watch: Watch, theme: style.Theme) -> None:
+    assert watch.returns is not None
+    _title(ax, "The world's own return" + _of_truth(watch, "return"), theme)
+    _line(ax, watch.env_steps, watch.returns, style.SPARE_COLOURS[3])
+
+
+def _of_truth(watch: Watch, name: str | None) -> str:
+    return " (the truth)" if watch.truth is None or watch.truth[0] == name else ""
+
+
+def _outcomes(ax: Axes, watch: Watch, theme: style.Theme) -> None:
+    _title(ax, "How its episodes really end" + _of_truth(watch, watch.target), theme)
     place = -math.inf
     for name in sorted(watch.outcomes, key=lambda name: float(watch.outcomes[name][-1])):
         colour = style.outcome_colour(name, sorted(watch.outcomes))

@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from lit_align.data.trajectory import ENDED, Trajectory
+from lit_align.evaluation.intervals import Interval
 
 
 class Return(TypedDict):
@@ -44,8 +45,27 @@ def summary(numbers: Collection[float], confidence: float = 0.95) -> Return:
     if len(numbers) == 1:
         return {"mean": mean, "std": None, "low": None, "high": None}
     std = stdev(numbers)
-    half = t_quantile(len(numbers) - 1, confidence) * std / math.sqrt(len(numbers))
+    half = _half(std, len(numbers), confidence)
     return {"mean": mean, "std": std, "low": mean - half, "high": mean + half}
+
+
+def interval_of(mean: float, std: float, count: int, confidence: float = 0.95) -> Interval | None:
+    """Return the same t interval, from what is known of some numbers; None of a single one.
+
+    Args:
+        mean: Of the numbers.
+        std: Their standard deviation, as of a population.
+        count: How many there are.
+        confidence: How sure the interval is to hold the truth, in (0, 1).
+    """
+    if count < 2:
+        return None
+    half = _half(std * math.sqrt(count / (count - 1)), count, confidence)
+    return Interval(mean, mean - half, mean + half)
+
+
+def _half(std: float, count: int, confidence: float) -> float:
+    return t_quantile(count - 1, confidence) * std / math.sqrt(count)
 
 
 def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Return:
@@ -91,10 +111,14 @@ def pays(entry: Mapping[str, Any]) -> bool:
     told, n = entry.get("return"), entry["episodes"]
     if not isinstance(told, Mapping) or not (told["mean"] or told["std"]):
         return False
-    mean, variance = told["mean"], (told["std"] or 0.0) ** 2 * (n - 1) / n
+    of_population = (told["std"] or 0.0) * math.sqrt((n - 1) / n)
+    return not (zero_or_one(told["mean"], of_population) and set(entry["outcomes"]) - {ENDED})
+
+
+def zero_or_one(mean: float, std: float) -> bool:
+    """Whether numbers of this mean and standard deviation, as of a population, can all be 0 or 1, as on the island."""
     # The mean of x (x - 1), which is 0 where every x is 0 or 1.
-    zero_or_one = math.isclose(variance + mean**2, mean, rel_tol=1e-9)
-    return not (zero_or_one and set(entry["outcomes"]) - {ENDED})
+    return math.isclose(std**2 + mean**2, mean, rel_tol=1e-9, abs_tol=1e-12)
 
 
 def in_words(told: Return, sign: str = "") -> str:

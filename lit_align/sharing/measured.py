@@ -11,6 +11,7 @@ from typing import Any
 
 from lit_align.evaluation.intervals import Interval, wilson
 from lit_align.evaluation.results import OTHER_WORLD, SCHEMA, ResultsError, read, validate
+from lit_align.evaluation.returns import Return, pays
 from lit_align.sharing.facts import Facts, mapping, number_or_none
 from lit_align.sharing.text import plain
 
@@ -58,6 +59,11 @@ class Evaluation:
     def rate(self, outcome: str) -> Interval:
         """The share of one outcome, which may never have come."""
         return wilson(self.outcomes.get(outcome, 0), self.episodes)
+
+    @property
+    def returned(self) -> Return | None:
+        """The world's own return, where it says more than the outcomes."""
+        return self.entry["return"] if pays(self.entry) else None
 
     @property
     def under(self) -> str:

@@ -101,17 +101,30 @@ def _tags(more: list[str]) -> list[str]:
 
 
 def _results_of(one: Evaluation) -> Iterator[dict[str, Any]]:
-    """The shares of an evaluation's outcomes as arguments of `EvalResult`."""
+    """The shares of an evaluation's outcomes, and its return where that says more, as arguments of `EvalResult`."""
+    of_all = {
+        "task_type": TASK,
+        "task_name": "reinforcement learning",
+        "dataset_type": plain(one.environment) or "unknown",
+        "dataset_name": plain(one.environment) or "unknown",
+        # Evaluations that differ in these are told apart by it.
+        "dataset_config": plain(f"{one.episodes} episodes, {one.under}"),
+        "dataset_split": "evaluation",
+        "dataset_args": _plain_json(one.entry.get("env_args")) or None,
+    }
+    if (told := one.returned) is not None:
+        spread = "" if told["std"] is None else f" +/- {told['std']:.2f}"  # as the Hub's leaderboards read it
+        between = {"low": told["low"], "high": told["high"], "interval": "t 95 %"} if spread else {}
+        yield {
+            **of_all,
+            "metric_type": "mean_reward",
+            "metric_name": "mean_reward",
+            "metric_value": f"{told['mean']:.2f}{spread}",
+            "metric_args": {**between, "n": one.episodes},
+        }
     for outcome, rate in one.rates.items():
         yield {
-            "task_type": TASK,
-            "task_name": "reinforcement learning",
-            "dataset_type": plain(one.environment) or "unknown",
-            "dataset_name": plain(one.environment) or "unknown",
-            # Evaluations that differ in these are told apart by it.
-            "dataset_config": plain(f"{one.episodes} episodes, {one.under}"),
-            "dataset_split": "evaluation",
-            "dataset_args": _plain_json(one.entry.get("env_args")) or None,
+            **of_all,
             "metric_type": "outcome_rate",
             "metric_name": f"share of episodes that end {plain(outcome) or '(empty)'}",
             "metric_value": rate.value,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from lit_align.evaluation.returns import in_words as return_in_words
 from lit_align.sharing.facts import mapping, number_or_none
 from lit_align.sharing.measured import Evaluation, accuracy_of
 from lit_align.sharing.sections import count
@@ -58,6 +59,8 @@ def _heading(one: Evaluation) -> str:
 def _beside(one: Evaluation) -> list[str]:
     """Length, reasons, recovery and worlds that died, as far as they were counted."""
     words = []
+    if one.returned is not None:
+        words.append(f"The world's own return is {return_in_words(one.returned)} an episode (mean, 95 % t interval).")
     steps = number_or_none(one.entry.get("mean_steps"))
     words += [f"An episode takes {steps:.0f} env steps on average."] if steps is not None else []
     reasons = mapping(one.entry.get("reasons"))
@@ -85,12 +88,16 @@ def _before(told: Told) -> list[str]:
     own = told.measured.evaluations[0]
     names = list(dict.fromkeys([*own.outcomes, *(name for each in line for name in others[each].outcomes)]))
     rows = []
-    for name, one in [*((each, others[each]) for each in line), (told.title, own)]:
-        rates = [one.rate(outcome) for outcome in names]
-        rows.append([cell(name), *(f"{percent(r.value)} ({span(*r[1:])})" for r in rates), f"{one.episodes:,}"])
-    head = ["agent", *(cell(name) for name in names), "episodes"]
+    shown = [*((each, others[each]) for each in line), (told.title, own)]
+    paid = any(one.returned is not None for _, one in shown)
+    for name, one in shown:
+        rates = [f"{percent(r.value)} ({span(*r[1:])})" for r in map(one.rate, names)]
+        rates += [return_in_words(one.entry["return"]) if "return" in one.entry else "-"] * paid
+        rows.append([cell(name), *rates, f"{one.episodes:,}"])
+    head = ["agent", *(cell(name) for name in names), *["return"] * paid, "episodes"]
     beside = table(head, rows, right=set(range(1, len(head))))
-    return ["Those it comes from, evaluated likewise; shares with Wilson 95 % intervals:", beside]
+    means = ", mean returns with t intervals" * paid
+    return [f"Those it comes from, evaluated likewise; shares with Wilson 95 % intervals{means}:", beside]
 
 
 def _watch(told: Told) -> list[str]:

@@ -15,6 +15,7 @@ import math
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from statistics import fmean, pstdev
 from typing import Any, Literal
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from lit_align.data.modules import Batch
 from lit_align.data.trajectory import Trajectory
 from lit_align.errors import UserError, raise_all
+from lit_align.evaluation.returns import return_of
 from lit_align.models.agent import Agent, entropy, gather_log_prob, kl_divergence
 from lit_align.models.value import ValueHead
 from lit_align.rollout.advantages import Estimator, totals
@@ -265,6 +267,8 @@ class Align(Stage):
         values = {"reward/mean": judge.returns.mean, "reward/std": judge.returns.std}
         values |= {"env_steps": float(self.env_steps), **judge.facts}
         values |= {f"outcome/{outcome}": rate for outcome, rate in self._rates(trajectories).items()}
+        mean, std = self._returns(trajectories)
+        values |= {"rollout/return": mean, "rollout/return_std": std}
         values |= {
             "rollout/env_steps_per_s": self.counts[0] / seconds,
             "rollout/episode_steps": self.counts[0] / self.counts[1],
@@ -284,6 +288,12 @@ class Align(Stage):
         for part in gathered(self.trainer, counts):
             total.update(part)
         return {outcome: total[outcome] / total.total() for outcome in sorted(total)}
+
+    def _returns(self, trajectories: list[Trajectory]) -> tuple[float, float]:
+        """Mean and standard deviation (of the population) of the world's own returns, over all processes."""
+        own = [return_of(trajectory) for trajectory in trajectories]
+        returns = [each for part in gathered(self.trainer, own) for each in part]
+        return fmean(returns), pstdev(returns)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The clipped surrogate over the minibatch, per env step of the iteration."""
@@ -367,6 +377,7 @@ class Align(Stage):
             played = list(callback.sampler(self.trainer, self).play([(int(i), int(s)) for i, s in batch["episodes"]]))
             reward = totals(self._frozen["judge"].rewards(played).rewards).mean()
             rates = {f"val/{outcome}": rate for outcome, rate in self._rates(played).items()}
+            rates["val/return"], _ = self._returns(played)
         self.log_dict(rates, batch_size=len(played))
         self.log("val/reward", reward, batch_size=len(played), sync_dist=True, prog_bar=True)
         show(self.trainer, played, "validation")

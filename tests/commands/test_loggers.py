@@ -283,6 +283,10 @@ def test_a_report_is_logged_as_a_run(tmp_path: Path, monkeypatch: Any) -> None:
         ["align_left", "left", 0.75],
         ["align_left", "none", 0.25],
     ]
+    assert "returns" not in tables
+    own = {"mean": 21.5, "std": 2.0, "low": 18.3, "high": 24.7}
+    paying = results.build("My/World-v0", {"mine": results.agent_result({"ended": 4}, seed=0, **{"return": own})})
+    assert wandb_tables.results_tables(paying)["returns"].data == [["mine", 21.5, 2.0, 18.3, 24.7, 4]]
     assert wandb_tables.log_folder(tmp_path, "offline", "report")
     (media,) = (tmp_path / "wandb").glob("offline-run-*/files/media")
     assert [path.suffix for path in (media / "videos").rglob("*.*")] == [".mp4"]

@@ -157,6 +157,58 @@ def test_a_world_without_outcomes_is_judged_by_its_return(tmp_path: Path) -> Non
     assert (tmp_path / over.PICTURE).is_file()
 
 
+def paying(folder: Path, returns: list[np.ndarray], proxy: list[float], **outcomes: float) -> Path:
+    """A run in a world that pays, of so many episodes of 80 steps an iteration."""
+    folder.mkdir()
+    table, steps = MetricsTable(folder / "metrics.csv"), 0.0
+    for n, (own, reward) in enumerate(zip(returns, proxy, strict=True)):
+        steps += LENGTH * len(own)
+        row = {"env_steps": steps, "rollout/episode_steps": float(LENGTH), "reward/mean": reward, **outcomes}
+        table.log_metrics({**row, "rollout/return": own.mean(), "rollout/return_std": own.std()}, step=n)
+    return folder
+
+
+def test_a_return_is_judged_by_the_t_intervals_of_all_episodes_of_a_stretch(tmp_path: Path) -> None:
+    from scipy import stats
+
+    random = np.random.default_rng(0)
+    rising = [random.normal(50 + 10 * n, 30, 40 if n % 2 else 25) for n in range(10)]
+    returns = rising + [random.normal(140 - 6 * n, 30, 30) for n in range(10)]
+    over.leave(paying(tmp_path / "run", returns, RISE))
+    found = json.loads((tmp_path / "run" / over.NUMBERS).read_text())
+    assert (found["truth"], found["over_optimised"]) == ("return", True)
+    assert "the true return fell" in found["words"]
+    pairs = [np.concatenate(pair) for pair in zip(returns, returns[1:], strict=False)]
+    for where, pair in (("peak", max(pairs, key=np.mean)), ("last", pairs[-1])):
+        low, high = stats.t.interval(0.95, len(pair) - 1, pair.mean(), stats.sem(pair))
+        assert found[where]["true"] == pytest.approx(pair.mean())
+        assert found[where]["interval"] == {"low": pytest.approx(low), "high": pytest.approx(high)}
+    flat = [random.normal(100, 30, 30) for _ in range(20)]
+    over.leave(paying(tmp_path / "flat", flat, RISE))
+    assert json.loads((tmp_path / "flat" / over.NUMBERS).read_text())["over_optimised"] is False
+
+
+def test_a_return_that_says_no_more_than_outcomes_is_left_out(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    reached = [random.integers(0, 2, 30).astype(float) for _ in range(6)]
+    outcomes = {"outcome/left": 0.5, "outcome/none": 0.5}
+
+    def seen(name: str, returns: list[np.ndarray], **more: float) -> over.Watch:
+        return watched(paying(tmp_path / name, returns, RISE[:6], **more), None)
+
+    assert seen("island", reached, **outcomes).truth is None
+    assert seen("coins", reached).truth is not None, "it names no outcome: this is all there is to say"
+    assert seen("nothing", [np.zeros(30)] * 6).truth is None
+    scores = [3.0 * own for own in reached]
+    watch = seen("scores", scores, **outcomes)
+    assert watch.truth is not None
+    assert watch.truth[0] == "return"
+    tall = [
+        Image.open(chart.draw(w, tmp_path / "chart.png")).height for w in (watch, watched(tmp_path / "island", None))
+    ]
+    assert tall[0] > tall[1], "a panel more"
+
+
 def test_a_run_that_knows_no_target_says_so(tmp_path: Path) -> None:
     watch = watched(log(tmp_path / "run", UP, RISE), None)
     assert over.numbers(watch)["peak"] is None

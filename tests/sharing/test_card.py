@@ -187,6 +187,28 @@ def test_shares_and_intervals_are_those_of_the_closed_form(evaluated):
     assert f"40.0 % ({100 * low:.1f} - {100 * high:.1f} %)" in card.text, "the one it started from, for comparison"
 
 
+def test_a_return_that_says_more_than_outcomes_is_told(made, tmp_path):
+    root = copy(made, tmp_path / "ours")
+    own = {"mean": 195.25, "std": 20.0, "low": 189.566, "high": 200.934}  # of 50, by the t table: 2.00958 / sqrt(50)
+    evaluate(root / "eval_aligned", root / "aligned" / "agent", COUNTS, "aligned", **{"return": own})
+    paid = {
+        "mean": 0.4,
+        "std": (0.24 * 50 / 49) ** 0.5,
+        "low": 0.259,
+        "high": 0.541,
+    }  # 0 or 1 each: no more than the outcomes say
+    evaluate(root / "eval_tuned", root / "tuned" / "agent", {"left": 20, "none": 30}, "tuned", **{"return": paid})
+    card = make_card(find(root / "aligned"))
+    assert "own return is 195.2 (189.6 to 200.9) an episode (mean, 95 % t interval)" in card.text
+    assert re.search(r"\| `tuned` .*\| +0\.4 \(0\.259 to 0\.541\) \|", card.text)
+    assert re.search(r"\| `aligned` .*\| +195\.2 \(189\.6 to 200\.9\) \|", card.text)
+    _, found = model_index_to_eval_results(head_of(card)["model-index"])
+    (one,) = [one for one in found if one.metric_type == "mean_reward"]
+    assert one.metric_value == "195.25 +/- 20.00"
+    assert one.metric_args == {"low": 189.566, "high": 200.934, "interval": "t 95 %", "n": 50}
+    assert "own return" not in make_card(find(root / "tuned")).text
+
+
 def test_a_reward_models_accuracy_has_its_interval(made):
     info = RewardModel.load(made / "judge" / "reward_model").info
     right = round(info["accuracy"] * info["pairs"])

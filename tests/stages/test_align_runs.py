@@ -184,6 +184,8 @@ def test_ppo_in_cart_pole_on_single_steps(folder):
     assert len(logged) == 3
     for row in logged:
         assert float(row["reward/mean"]) == pytest.approx(float(row["rollout/episode_steps"]))  # one for each step
+        assert float(row["rollout/return"]) == pytest.approx(float(row["reward/mean"]))
+        assert float(row["rollout/return_std"]) == pytest.approx(float(row["reward/std"]), rel=1e-4)
         assert float(row["policy/log_prob_gap"]) < 1e-4
         assert "policy/kl" not in row
     assert float(logged[-1]["value/explained_variance"]) > float(logged[0]["value/explained_variance"]) == 0
@@ -197,6 +199,7 @@ def test_several_rewards_and_an_ensembles_doubt_are_logged(folder):
     run = [word for word in numbers(folder, "several", 2) if not word.startswith("--model.reward_model")]
     assert main([*run, f"--model.rewards={several}", "--model.pessimism=0"]) == 0
     for row in rows(folder / "several", "iteration"):
+        assert float(row["rollout/return"]) == pytest.approx(float(row["reward/env"]), rel=1e-5)
         total = 0.5 * float(row["reward/taste"]) + 2.0 * float(row["reward/env"])
         assert float(row["reward/mean"]) == pytest.approx(total, abs=1e-4)
         assert float(row["reward/env"]) == pytest.approx(1.0)

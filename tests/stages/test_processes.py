@@ -70,7 +70,18 @@ MEASURES = {
     "finetune": ("train/loss", "val/loss", "val/accuracy"),
     "reward": ("train/loss", "val/loss", "val/ece"),
     "prefer": ("train/loss", "val/loss", "val/kl"),
-    "align": ("reward/mean", "reward/std", "env_steps", "policy/kl", "policy/entropy", "value/loss", "val/reward"),
+    "align": (
+        "reward/mean",
+        "reward/std",
+        "env_steps",
+        "rollout/return",
+        "rollout/return_std",
+        "policy/kl",
+        "policy/entropy",
+        "value/loss",
+        "val/reward",
+        "val/return",
+    ),
 }
 OPTIONS = {
     "prefer": ["--model.imitation=0.1"],
