@@ -23,6 +23,8 @@ from lit_align.errors import UserError, shortly
 STICK_EDGES = (-1.05, -0.95, -0.75, -0.5, -0.25, -0.05, 0.05, 0.25, 0.5, 0.75, 0.95, 1.05)
 STICK_CENTRES = (-1.0, -0.85, -0.625, -0.375, -0.15, 0.0, 0.15, 0.375, 0.625, 0.85, 1.0)
 AXIS_BINS = 11
+MOST_CLASSES = 256
+"""Of a head: classes are kept as bytes."""
 DEEPEST = 50
 """Spaces inside one another that a description may have."""
 MAX_HEADS = 4096
@@ -73,18 +75,24 @@ class ActionCodec:
         space: The action space.
         heads: One `Head` for each dimension, in a fixed order (a `Dict` is walked in the order of its keys).
         sizes: Number of classes of each head.
+        bins: Number of classes of each axis.
 
     Args:
         space: A space built of `Box` (bounded), `Discrete`, `MultiDiscrete`, `MultiBinary`, `Dict` and `Tuple`.
+        bins: Into how many bins each axis is cut, from 2 to 256. 11 cuts an axis from -1 to 1 as the paper's game does,
+            finer near the centre; all else is cut evenly, the two ends among the bins' centres. Of an axis that rests
+            in its middle an odd number has a bin for that.
 
     Raises:
-        ValueError: The space has a part that cannot be cut into classes.
+        ValueError: The space has a part that cannot be cut into classes, or `bins` is no such number.
     """
 
-    def __init__(self, space: spaces.Space[Any]) -> None:
-        self.space = space
+    def __init__(self, space: spaces.Space[Any], bins: int = AXIS_BINS) -> None:
+        if isinstance(bins, bool) or not isinstance(bins, int) or not 2 <= bins <= MOST_CLASSES:
+            raise UserError(f"bins is {shortly(bins)}; expected a whole number from 2 to {MOST_CLASSES}")
+        self.space, self.bins = space, bins
         heads: list[Head] = []
-        _collect(space, "", heads)
+        _collect(space, "", heads, bins)
         if not heads:
             raise UserError(f"the action space {space} has no dimension; an agent needs at least one action head")
         self.heads: tuple[Head, ...] = tuple(heads)
@@ -159,9 +167,14 @@ class ActionCodec:
                 f"action {row}: class {flat[row, col]} of head '{head.name}' is out of range 0..{head.classes - 1}"
             )
 
+    def of(self, space: spaces.Space[Any]) -> ActionCodec:
+        """The codec of another space, whose axes are cut into as many bins."""
+        return ActionCodec(space, self.bins)
+
     def to_dict(self) -> dict[str, Any]:
-        """The space as plain JSON types; `from_dict` reads it."""
-        return _space_to_dict(self.space)
+        """The space as plain JSON types, with `bins` where axes have others than 11; `from_dict` reads it."""
+        other = self.bins != AXIS_BINS and any(head.kind == "axis" for head in self.heads)
+        return _space_to_dict(self.space) | ({"bins": self.bins} if other else {})
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ActionCodec:
@@ -170,6 +183,8 @@ class ActionCodec:
         Raises:
             ValueError: The description is of an unknown kind or lacks a field.
         """
+        if isinstance(data, dict) and "bins" in data:
+            return cls(_space_from_dict({key: data[key] for key in data if key != "bins"}), data["bins"])
         return cls(_space_from_dict(data))
 
 
@@ -226,7 +241,7 @@ def _join(path: str, part: object) -> str:
     return f"{path}.{part}" if path else str(part)
 
 
-def _collect(space: spaces.Space[Any], path: str, heads: list[Head]) -> None:
+def _collect(space: spaces.Space[Any], path: str, heads: list[Head], bins: int) -> None:
     if isinstance(space, spaces.Dict):
         for key, sub in space.spaces.items():
             if not isinstance(key, str):
@@ -234,10 +249,10 @@ def _collect(space: spaces.Space[Any], path: str, heads: list[Head]) -> None:
                     f"the action space {path or 'action'} has the key {shortly(key)}, {type(key).__name__}; expected "
                     "text, which files keep as it is: name the parts of the Dict by words"
                 )
-            _collect(sub, _join(path, key), heads)
+            _collect(sub, _join(path, key), heads, bins)
     elif isinstance(space, spaces.Tuple):
         for i, sub in enumerate(space.spaces):
-            _collect(sub, _join(path, i), heads)
+            _collect(sub, _join(path, i), heads, bins)
     elif isinstance(space, spaces.Discrete):
         heads.append(_choice(path, int(space.n), int(space.start)))
         _check_count(len(heads))
@@ -253,7 +268,7 @@ def _collect(space: spaces.Space[Any], path: str, heads: list[Head]) -> None:
         heads.extend(Head(_join(path, i), 2, "button") for i in range(math.prod(space.shape)))
     elif isinstance(space, spaces.Box):
         _check_count(len(heads) + space.low.size)
-        heads.extend(_axes(space, path))
+        heads.extend(_axes(space, path, bins))
     else:
         raise UserError(
             f"action space part '{path or 'action'}' is {space}; "
@@ -267,29 +282,28 @@ def _check_count(heads: int) -> None:
 
 
 def _choice(path: str, classes: int, offset: int) -> Head:
-    if classes > 256:
-        raise UserError(f"action dimension '{path or 'action'}' has {classes} choices; at most 256 are supported")
+    if classes > MOST_CLASSES:
+        raise UserError(
+            f"action dimension '{path or 'action'}' has {classes} choices; at most {MOST_CLASSES} are supported"
+        )
     return Head(path, classes, "choice", offset=offset)
 
 
-def _axes(space: spaces.Box, path: str) -> list[Head]:
+def _axes(space: spaces.Box, path: str, bins: int) -> list[Head]:
     heads = []
     for i, (low, high) in enumerate(zip(space.low.ravel().tolist(), space.high.ravel().tolist(), strict=True)):
         name = _join(path, i)
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise UserError(
                 f"action dimension '{name}' has bounds [{low}, {high}]; "
-                f"a bounded Box is needed to cut it into {AXIS_BINS} bins"
+                f"a bounded Box is needed to cut it into {bins} bins"
             )
-        if (low, high) == (-1.0, 1.0):
-            heads.append(Head(name, AXIS_BINS, "axis", STICK_CENTRES, STICK_EDGES[1:-1]))
+        if (low, high) == (-1.0, 1.0) and bins == AXIS_BINS:
+            heads.append(Head(name, bins, "axis", STICK_CENTRES, STICK_EDGES[1:-1]))
         else:
-            centres = np.linspace(low, high, AXIS_BINS)
-            heads.append(
-                Head(
-                    name, AXIS_BINS, "axis", tuple(centres.tolist()), tuple(((centres[1:] + centres[:-1]) / 2).tolist())
-                )
-            )
+            centres = np.linspace(low, high, bins)
+            edges = (centres[1:] + centres[:-1]) / 2
+            heads.append(Head(name, bins, "axis", tuple(centres.tolist()), tuple(edges.tolist())))
     return heads
 
 

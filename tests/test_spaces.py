@@ -56,6 +56,40 @@ def test_any_space_decodes_to_its_own_and_keeps_classes(seed):
     assert ActionCodec.from_dict(json.loads(json.dumps(codec.to_dict()))) == codec
 
 
+@settings(deadline=None)
+@given(st.integers(2, 256), st.floats(-1000, 999), st.floats(0.01, 1000), st.floats(0, 1))
+def test_an_axis_is_cut_into_as_many_even_bins_as_are_asked_for(bins, low, width, where):
+    high = low + width
+    codec = ActionCodec(spaces.Box(low, high, (1,), np.float64), bins)
+    assert codec.sizes == (bins,)
+    value = min(high, low + where * width)
+    (back,) = codec.decode(codec.encode(np.array([value])))
+    half = (high - low) / (bins - 1) / 2
+    assert abs(back - value) <= half * (1 + 1e-6) + 1e-9
+    assert [codec.decode(np.array([end]))[0] for end in (0, bins - 1)] == [low, high]
+    told = json.loads(json.dumps(codec.to_dict()))
+    assert ("bins" in told) is (bins != 11)
+    assert ActionCodec.from_dict(told) == codec
+    assert codec.of(gamepad_space()).sizes == (2,) * 12 + (bins,) * 4
+
+
+def test_bins_tell_codecs_apart_where_there_are_axes_alone():
+    axis, buttons = spaces.Box(-2, 2, (3,)), spaces.MultiBinary(3)
+    assert ActionCodec(axis, 31) != ActionCodec(axis)
+    assert repr(ActionCodec(axis, 31)) == "ActionCodec(3 x 31 classes: Box(-2.0..2.0, 3))"
+    assert ActionCodec(buttons, 31) == ActionCodec(buttons)
+    assert ActionCodec(axis, 31).null.tolist() == [15, 15, 15], "an odd number has a bin at 0"
+    assert ActionCodec(spaces.Box(-1, 1, (1,)), 3).heads[0].centres == (-1.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("bins", [0, 1, 257, -3, 11.0, "11", True, None, [11]])
+def test_bins_that_are_no_number_of_classes_are_refused(bins):
+    with pytest.raises(UserError, match=r"bins is .*; expected a whole number from 2 to 256"):
+        ActionCodec(spaces.Box(-2, 2, (3,)), bins)
+    with pytest.raises(UserError, match=r"bins is"):
+        ActionCodec.from_dict({**ActionCodec(gamepad_space()).to_dict(), "bins": bins})
+
+
 keys = st.lists(st.text(min_size=1, max_size=3), min_size=1, max_size=5, unique=True)
 
 

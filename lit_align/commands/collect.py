@@ -15,7 +15,7 @@ from lit_align.errors import UserError
 from lit_align.hub import called
 from lit_align.rollout.recording import Play, Recordings, agent_plays, players_play
 from lit_align.seeds import PURPOSES
-from lit_align.spaces import ActionCodec
+from lit_align.spaces import AXIS_BINS, ActionCodec
 from lit_align.workers import cores
 
 _PATIENCE = 20  # episodes that may be played for each one kept
@@ -32,6 +32,7 @@ def run(
     env_args: dict[str, Any] | None = None,
     seed: int = 0,
     purpose: str | None = None,
+    bins: int | None = None,
     temperature: float = 1.0,
     top_p: float = 1.0,
     precision: Literal["fp32", "bf16", "int8"] = "fp32",
@@ -57,6 +58,8 @@ def run(
         seed: The run's seed: worlds, players and choices follow from it.
         purpose: Range of seeds to play: play, demonstrations, rollouts, train, validation or evaluation; by default
             `rollouts` for an agent, `play` for players.
+        bins: Bins that each axis of the action space is cut into where scripted players play, from 2 to 256; None takes
+            11. An agent keeps those that it learned with.
         temperature: Sampling temperature of an agent.
         top_p: An agent draws from the smallest set of classes that holds this much probability; 1 leaves every class.
         precision: Precision of an agent's arithmetic: `fp32`; `bf16`; `int8`: 8-bit weights.
@@ -76,11 +79,13 @@ def run(
             f"purpose is {purpose!r} and episodes {episodes}; expected one of {', '.join(PURPOSES)}, "
             "and 1 episode or more"
         )
+    if agent and bins is not None:
+        raise UserError(f"bins is {bins} and agent '{agent}'; expected no bins: an agent keeps those that it learned")
     play = Play(env, dict(env_args or {}), purpose, seed, episodes if only is None else None, isolate, step_timeout)
     world = play.make_world()
     try:
         Observations.of(world)  # a world that nobody can record is found before anything is played
-        codec, fps = ActionCodec(world.action_space), fps_of(world)
+        codec, fps = ActionCodec(world.action_space, AXIS_BINS if bins is None else bins), fps_of(world)
     finally:
         world.close()
     provenance: dict[str, Any] = {"version": __version__, "purpose": purpose, "seed": seed, "only": only}
@@ -94,13 +99,14 @@ def run(
         provenance |= {"agent": called(agent), "temperature": temperature}
         provenance |= {"top_p": top_p, "precision": precision}
         player = Agent.load(agent).prepare(precision, compile)
+        codec = player.codec.of(codec.space)
         recordings = agent_plays(player, play, worlds, temperature, top_p)
     else:
         from lit_align.envs.jumppads.players import MIXTURE
 
         mixture = dict(players or MIXTURE)
         provenance |= {"players": mixture, "targets": targets}
-        recordings = players_play(mixture, targets, play, workers or cores())
+        recordings = players_play(mixture, targets, play, workers or cores(), codec.bins)
     try:
         writer = TrajectoryWriter(out, codec, fps, env, play.env_args, provenance)
         _record(recordings, writer, episodes, only)

@@ -56,7 +56,7 @@ class RolloutDataModule(pl.LightningDataModule):
             limit.
 
     Attributes:
-        codec: The world's action space.
+        codec: The world's action space; the stage sets it to the agent's, whose axes may be cut otherwise.
         image_size: Height and width of its frames in pixels; 0 without pixels.
         vector_size: Numbers in its vector observation; 0 without one.
         fps: Steps that it makes in a second.

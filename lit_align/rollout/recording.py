@@ -20,6 +20,7 @@ from lit_align.data.trajectory import Trajectory
 from lit_align.envs.isolate import make_world
 from lit_align.errors import WorldFailed
 from lit_align.seeds import episode_seeds
+from lit_align.spaces import AXIS_BINS
 
 if TYPE_CHECKING:
     from lit_align.models.agent import Agent
@@ -105,12 +106,14 @@ def agent_plays(agent: Agent, play: Play, worlds: int, temperature: float = 1.0,
                 at += 1
 
 
-def players_play(mixture: dict[str, float], targets: list[str] | None, play: Play, workers: int) -> Recordings:
+def players_play(
+    mixture: dict[str, float], targets: list[str] | None, play: Play, workers: int, bins: int = AXIS_BINS
+) -> Recordings:
     """Scripted players' episodes; their order does not depend on the number of processes."""
     dealt = play.deal()
     chunks = iter(lambda: [episode for _, episode in zip(range(CHUNK), dealt, strict=False)], [])
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start, (mixture, targets, play)) as pool:
+    with ProcessPoolExecutor(workers, context, _start, (mixture, targets, play, bins)) as pool:
         waiting: list[Future[list[Recorded]]] = []
         try:
             while True:
@@ -140,13 +143,13 @@ def _exit_with_parent() -> None:
 _worker: Any = None
 
 
-def _start(mixture: dict[str, float], targets: list[str] | None, play: Play) -> None:
+def _start(mixture: dict[str, float], targets: list[str] | None, play: Play, bins: int) -> None:
     from lit_align.rollout.scripted import ScriptedPlay
 
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
     global _worker
-    _worker = ScriptedPlay(mixture, targets, play.env, play.env_args, play.seed, play.step_timeout)
+    _worker = ScriptedPlay(mixture, targets, play.env, play.env_args, play.seed, play.step_timeout, bins)
 
 
 def _play_chunk(chunk: list[tuple[int, int]]) -> list[Recorded]:

@@ -22,7 +22,7 @@ from lit_align.models.acting import check_sampling
 from lit_align.models.agent import Agent
 from lit_align.models.transformer import KVCache
 from lit_align.seeds import noise_of
-from lit_align.spaces import ActionCodec, Classes
+from lit_align.spaces import Classes
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def check_fits(agent: Agent, world: gymnasium.Env[Any, Any]) -> None:
             f"the agent sees {'frames of shape ' if wanted.image_size else ''}{wanted}; "
             f"the environment shows {shown}: {mend}"
         )
-    codec = ActionCodec(world.action_space)
+    codec = agent.codec.of(world.action_space)
     if codec != agent.codec:
         raise UserError(
             f"the agent acts on {agent.codec}; the environment takes {codec}: "

@@ -14,7 +14,7 @@ from lit_align.envs.isolate import make_world
 from lit_align.envs.jumppads.players import make_player
 from lit_align.errors import MAX_ATTEMPTS, UserError
 from lit_align.seeds import noise_of
-from lit_align.spaces import ActionCodec
+from lit_align.spaces import AXIS_BINS, ActionCodec
 
 
 class ScriptedPlay:
@@ -27,6 +27,7 @@ class ScriptedPlay:
         env_args: Arguments that it is made with.
         seed: The run's seed.
         step_timeout: Seconds that a step may take before the world counts as hung; see `make_world`.
+        bins: That each axis of the action space is cut into.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class ScriptedPlay:
         env_args: dict[str, Any],
         seed: int,
         step_timeout: float | None = None,
+        bins: int = AXIS_BINS,
     ) -> None:
         weights = np.array(list(mixture.values()), float)
         if not len(weights) or (weights < 0).any() or weights.sum() <= 0:
@@ -44,7 +46,7 @@ class ScriptedPlay:
         self.kinds, self.weights = list(mixture), weights / weights.sum()
         self.targets, self.seed, self.env = targets, seed, env
         self.world = Guard(lambda: make_world(env, env_args, step_timeout=step_timeout))
-        self.codec = ActionCodec(self.world.action_space)
+        self.codec = ActionCodec(self.world.action_space, bins)
         self.failures = 0
         atexit.register(self.world.close)
 

@@ -51,7 +51,9 @@ def actions(space: Any) -> str:
         meaning = {
             "button": "up, pressed",
             "choice": f"{offset} to {offset + classes - 1}",
-            "axis": ", ".join(f"{value:.3g}" for value in centres),
+            "axis": ", ".join(f"{value:.3g}" for value in centres)
+            if len(centres) <= 20
+            else f"{centres[0]:.3g} to {centres[-1]:.3g} in even steps",
         }[kind]
         rows.append([cell(part or "action"), kind, str(len(list(group))), str(classes), meaning])
     shown = table(["part", "kind", "heads", "classes", "what a class stands for"], rows, right={2, 3})

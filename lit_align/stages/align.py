@@ -206,6 +206,7 @@ class Align(Stage):
         rewards = Rewards(self.sources, self.pessimism)
         reference = Agent.load(self.reference_folder or self.init_from) if self.has_reference else None
         check_networks(self.init_from, agent, reference, rewards.models, data)
+        data.codec = agent.codec
         self._parent = agent.info
         self.agent = self.ready(agent)
         if self.estimator == "ppo":

@@ -70,8 +70,9 @@ def check_networks(
     init_from: str, agent: Agent, reference: Agent | None, models: Mapping[str, RewardModel], data: Any
 ) -> None:
     """Raises UserError unless all networks see what the world of the data module shows, and act on what it takes."""
-    if agent.codec != data.codec:
-        raise UserError(f"the agent of '{init_from}' acts on {agent.codec}; {data.env} takes {data.codec}")
+    taken = agent.codec.of(data.codec.space)
+    if agent.codec != taken:
+        raise UserError(f"the agent of '{init_from}' acts on {agent.codec}; {data.env} takes {taken}")
     if reference is not None and reference.codec != agent.codec:
         raise UserError(f"the reference acts on {reference.codec}, the agent on {agent.codec}; they must be the same")
     networks: dict[str, Agent | RewardModel] = {"agent": agent}

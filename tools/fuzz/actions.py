@@ -19,7 +19,7 @@ def one(rng: random.Random) -> str:
     """A codec that must keep its promises, or a description that must be taken or refused."""
     space = random_space(rng)
     try:
-        codec = ActionCodec(space)
+        codec = ActionCodec(space, rng.choice((2, 3, 11, 11, 64, 256)))
     except UserError:
         return "refused"
     codec.space.seed(rng.randrange(2**31))
@@ -120,7 +120,7 @@ def jsonable(action: Any) -> Any:
 
 def description(rng: random.Random, codec: ActionCodec) -> str:
     """A changed description is refused, or gives a codec that keeps its promises."""
-    keys = ("kind", "spaces", "n", "start", "nvec", "shape", "low", "high", "dtype")
+    keys = ("kind", "spaces", "n", "start", "nvec", "shape", "low", "high", "dtype", "bins")
     changed = _mutate.tree(rng, codec.to_dict(), keys)
     try:
         other = ActionCodec.from_dict(changed)
