@@ -83,21 +83,23 @@ class Trajectory:
             self._check("log_probs", self.log_probs, np.float32, (steps,))
 
     def _array(self, name: str, dtype: type) -> NDArray[Any] | None:
-        """A part as it is, or the array that lists of numbers make."""
+        """A part as it is, or the array that lists of numbers, or numbers of another type, make."""
         value = getattr(self, name)
-        if isinstance(value, np.ndarray) or (value is None and name == "log_probs"):
+        if (isinstance(value, np.ndarray) and value.dtype == dtype) or (value is None and name == "log_probs"):
             return value
+        whole = dtype == np.uint8
         try:
             array = np.asarray(value)
-            whole = dtype == np.uint8
             numbers = array.ndim and array.dtype.kind in ("iu" if whole else "iuf")
             if not numbers or (whole and not ((array >= 0) & (array < 256)).all()):
-                raise TypeError(f"found {shortly(value)}")
-            return array.astype(dtype)
+                raise TypeError(f"found {f'{array.dtype} values' if isinstance(value, np.ndarray) else shortly(value)}")
+            with np.errstate(over="ignore"):  # what is too large is infinite then, and refused by its name
+                return array.astype(dtype)
         except (TypeError, ValueError, RuntimeError) as error:
+            wanted = "whole numbers from 0 to 255" if whole else "numbers"
             raise UserError(
                 f"episode {shortly(self.id)}: {name} is a {type(value).__name__} that makes no array of "
-                f"{np.dtype(dtype)} ({error}); expected an array"
+                f"{np.dtype(dtype)} ({error}); expected {wanted}"
             ) from error
 
     def _check(self, name: str, array: NDArray[Any], dtype: type, shape: tuple[int | None, ...]) -> None:

@@ -163,6 +163,40 @@ def test_lists_are_taken_where_arrays_of_the_same_numbers_are(rows):
     assert found.frames.shape == (len(rows) + 1, 1, 1, 3)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("rewards", np.array([0.5, 2.0, -1.0]), ""),
+        ("rewards", np.array([1, 2, 3]), ""),
+        ("vectors", np.ones((4, 2), np.float16), ""),
+        ("actions", np.ones((3, 16), np.int64), ""),
+        ("frames", np.full((4, 8, 8, 3), 255, np.int32), ""),
+        ("rewards", np.array([1e300, 0, 0]), "rewards holds a value that is not finite"),
+        ("rewards", np.array(["a", "b", "c"]), r"no array of float32 \(found <U1 values\); expected numbers"),
+        (
+            "actions",
+            np.full((3, 16), 300),
+            r"no array of uint8 \(found int64 values\); expected whole numbers from 0 to",
+        ),
+        ("actions", np.zeros((3, 16)), r"\(found float64 values\)"),
+        (
+            "frames",
+            np.zeros((4, 8, 8, 3), np.float32),
+            r"\(found float32 values\); expected whole numbers from 0 to 255",
+        ),
+    ],
+)
+def test_arrays_of_other_types_are_taken_where_nothing_is_lost(name, value, said):
+    parts = {"frames": np.zeros((4, 8, 8, 3), np.uint8), "actions": np.zeros((3, 16), np.uint8), name: value}
+    if said:
+        with pytest.raises(UserError, match=f"^episode 7: .*{said}"):
+            Trajectory(id=7, **parts)
+        return
+    found = getattr(Trajectory(id=7, **parts), name)
+    assert found.dtype == (np.uint8 if name in ("frames", "actions") else np.float32)
+    assert found.tolist() == value.tolist()
+
+
 def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
