@@ -33,6 +33,9 @@ SMALLEST = 0.5
 LARGEST = 3.0
 """Of its natural height; what is left over stays empty."""
 
+MANY = 20
+"""Classes of a head; of more than these each is drawn beside the likeliest, not beside certainty."""
+
 Probabilities = NDArray[np.floating[Any]]
 
 
@@ -157,7 +160,7 @@ class Panel:
         for block, box in self.places:
             if box.h <= self.line:
                 continue
-            rows = [shares[place, : self.codec.sizes[place]] for place in block.heads]
+            rows = [_visible(shares[place, : self.codec.sizes[place]]) for place in block.heads]
             picked = [int(chosen[place]) for place in block.heads]
             if block.kind == "pad":
                 self._draw_pad(picture, box, block, rows, picked)
@@ -229,6 +232,11 @@ class Panel:
                 fill(picture, Box(x, box.y + tall + 1, w, 2), CHOSEN)
             if foot > 4:
                 text(picture, Box(x, box.y + tall + 4, w, self.line), str(head.offset + k), self.size, MUTED)
+
+
+def _visible(row: Probabilities) -> Probabilities:
+    """Probabilities `(classes,)`; of many classes beside the likeliest one: each alone is too small to see."""
+    return row / row.max() if len(row) > MANY and row.max() > 0 else row
 
 
 def _place(head: Head, cls: int, length: int) -> int:

@@ -51,6 +51,20 @@ def test_a_column_is_as_high_as_its_class_is_likely(size: tuple[int, int], cls: 
         assert abs(height(p) - p * whole) <= 0.5 + 1e-9
 
 
+def test_of_many_classes_each_is_drawn_beside_the_likeliest() -> None:
+    codec = ActionCodec(spaces.Box(-2.0, 2.0, (1,)), 101)
+    hud = Hud(codec, SIZE, picture=False)
+
+    def heights(p: float, best: float) -> list[int]:
+        bars = where(hud.draw(None, shares(codec, h0={20: p, 70: best}), [0]), BAR).sum(0)
+        return [int(half.max()) for half in np.split(bars, 2)]
+
+    left, right = heights(0.01, 0.02)
+    assert right > SIZE[1] // 4, "the likeliest is as high as there is room, though it comes once in fifty"
+    assert abs(left - right / 2) <= 1
+    assert heights(0.1, 0.4) == [round(right / 4), right]
+
+
 def test_columns_stand_in_the_order_of_the_classes_and_never_overlap() -> None:
     codec = ActionCodec(spaces.Discrete(7))
     hud = Hud(codec, SIZE)
