@@ -162,8 +162,8 @@ def stretches(watch: Watch) -> list[Stretch]:
             if name != "return":
                 interval = wilson(round(rate * total), total)
             elif watch.spreads is not None:
-                square = float(np.average(true[part] ** 2 + watch.spreads[part] ** 2, weights=weights))
-                interval = interval_of(rate, max(square - rate**2, 0.0) ** 0.5, total)
+                variance = float(np.average(watch.spreads[part] ** 2 + (true[part] - rate) ** 2, weights=weights))
+                interval = interval_of(rate, variance**0.5, total)
         made.append(Stretch(float(watch.env_steps[end - 1]), rate, float(watch.proxy[part].mean()), kl, interval))
     return made
 

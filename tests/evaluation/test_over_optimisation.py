@@ -164,7 +164,8 @@ def paying(folder: Path, returns: list[np.ndarray], proxy: list[float], **outcom
     for n, (own, reward) in enumerate(zip(returns, proxy, strict=True)):
         steps += LENGTH * len(own)
         row = {"env_steps": steps, "rollout/episode_steps": float(LENGTH), "reward/mean": reward, **outcomes}
-        table.log_metrics({**row, "rollout/return": own.mean(), "rollout/return_std": own.std()}, step=n)
+        told = np.float32([own.mean(), own.std()])  # as Lightning rounds what a stage logs
+        table.log_metrics({**row, "rollout/return": told[0], "rollout/return_std": told[1]}, step=n)
     return folder
 
 
