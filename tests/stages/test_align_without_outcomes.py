@@ -56,7 +56,9 @@ def test_what_it_was_told_is_the_worlds_own_return(run: Path) -> None:
     assert (own["truth"], own["outcomes"]) == ("return", {})
     assert own["return"] == own["proxy"]
     assert "no reward model stands between" in own["words"] or "the end of the run" in own["words"]
-    assert (other["truth"], other["return"]) == (None, None), "a function is not the world"
+    assert (other["truth"], other["outcomes"]) == ("return", {})
+    assert other["proxy"] == pytest.approx([2 * paid for paid in other["return"]]), "a function is not the world"
+    assert "no reward model stands between" not in other["words"]
 
 
 def test_the_report_shows_it(run: Path) -> None:
