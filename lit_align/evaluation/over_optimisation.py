@@ -264,8 +264,8 @@ def wanted(rewards: Rewards) -> str | None:
 
 
 def is_own(rewards: Rewards) -> bool:
-    """Whether a run is told the world's own reward and nothing else."""
-    return rewards.names == ["env"] and not rewards.models
+    """Whether a run is told the world's own reward as it is, and nothing else."""
+    return rewards.names == ["env"] and rewards.weights == [1.0] and not rewards.models
 
 
 def leave(folder: str | os.PathLike[str], target: str | None = None, own: bool = False) -> None:

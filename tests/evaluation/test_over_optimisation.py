@@ -283,6 +283,18 @@ def test_the_target_is_what_the_reward_models_agree_on(
     assert over.wanted(rewards) == wanted  # type: ignore[arg-type]
 
 
+def test_a_reward_is_the_worlds_own_where_it_is_told_as_it_is() -> None:
+    def own(*names: str, weight: float = 1.0, **models: SimpleNamespace) -> bool:
+        told = SimpleNamespace(names=list(names), weights=[weight] * len(names), models=models)
+        return over.is_own(told)  # type: ignore[arg-type]
+
+    assert own("env")
+    assert not own("env", weight=2.0), "the return is half of what is told"
+    assert not own("env", weight=-1.0)
+    assert not own("env", "speed")
+    assert not own("env", env=model("left")), "a reward model in a folder of that name"
+
+
 def test_the_report_shows_every_alignment_with_its_words(tmp_path: Path) -> None:
     log(tmp_path / "align_left", UP_AND_DOWN, RISE)
     log(tmp_path / "align_left_ppo", UP, RISE)
