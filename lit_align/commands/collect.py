@@ -58,8 +58,8 @@ def run(
         seed: The run's seed: worlds, players and choices follow from it.
         purpose: Range of seeds to play: play, demonstrations, rollouts, train, validation or evaluation; by default
             `rollouts` for an agent, `play` for players.
-        bins: Bins that each axis of the action space is cut into where scripted players play, from 2 to 256; None takes
-            11. An agent keeps those that it learned with.
+        bins: Bins that each axis of the action space is cut into where scripted players play, from 2 to 256, an odd
+            number so that a stick can rest; None takes 11. An agent keeps those that it learned with.
         temperature: Sampling temperature of an agent.
         top_p: An agent draws from the smallest set of classes that holds this much probability; 1 leaves every class.
         precision: Precision of an agent's arithmetic: `fp32`; `bf16`; `int8`: 8-bit weights.
