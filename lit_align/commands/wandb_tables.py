@@ -44,7 +44,7 @@ def outcomes(told: Mapping[str, Any]) -> Any:
 
 
 def over_optimisation(told: Mapping[str, Any]) -> Any:
-    """Where an alignment's true rate was highest, and its end; of the same file."""
+    """Where an alignment's true rate (or the world's return, in the same column) was highest, and its end."""
     import wandb
 
     rows = []
