@@ -1,5 +1,8 @@
 """Alignment: its gradient against estimators written as loops, PPO's clip, the exact KL, and that it learns."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +18,7 @@ from lit_align.rollout.buffer import RolloutDataModule
 from lit_align.rollout.sampler import Sampler
 from lit_align.rollout.steps import Rollout
 from lit_align.seeds import episode_seeds
+from lit_align.stages.align import Align
 from tests.helpers import LightWorld, made_up, tiny_agent
 from tests.stages.iteration import Iteration, align_inputs, assert_same_gradient, played_log_probs
 from tests.stages.runs import CPU, WORLD, align, rows
@@ -197,3 +201,13 @@ def test_it_learns_what_a_hand_made_reward_asks_for(folder, estimator):
     before, after = lefts(Agent.load(start)), lefts(Agent.load(folder / estimator / "agent"))
     assert before < 0.6
     assert after > 0.9
+
+
+def test_returns_are_those_of_all_processes_together(monkeypatch):
+    """In the light world every episode pays 1, which runs on two processes cannot tell from each other."""
+    frames, actions = np.zeros((4, 0, 0, 3), np.uint8), np.zeros((3, 1), np.uint8)
+    paid = [np.array(rewards, np.float32) for rewards in ([1, 0.5, -2], [0, 0, 4])]
+    here = [Trajectory(frames=frames, actions=actions, id=i, rewards=own) for i, own in enumerate(paid)]
+    monkeypatch.setattr("lit_align.stages.align.gathered", lambda _, mine: [mine, [7.25]])
+    stage: Any = SimpleNamespace(trainer=None)
+    assert Align._returns(stage, here) == pytest.approx((np.mean([-0.5, 4, 7.25]), np.std([-0.5, 4, 7.25])))
