@@ -208,11 +208,13 @@ def in_words(watch: Watch) -> str:
         return f"{ended}. That is what the agent was told: no reward model stands between."
     moved = f"the reward went from {peak.proxy:.3g} to {last.proxy:.3g}"
     if over_optimised(watch):
-        fell = "return" if name == "return" else "rate"
-        return (
-            f"{ended}, while {moved}: the true {fell} fell (the two 95 % intervals do not overlap) as the reward rose. "
-            "The reward model is being exploited: stop earlier, raise model.kl, or compare newer play."
+        fell = (
+            f"{ended}, while {moved}: the true {'return' if name == 'return' else 'rate'} fell "
+            "(the two 95 % intervals do not overlap) as the reward rose."
         )
+        if name == "return":  # which nobody said the agent is for
+            return f"{fell} Where the reward stands for the return, it no longer does: stop earlier or raise model.kl."
+        return f"{fell} The reward model is being exploited: stop earlier, raise model.kl, or compare newer play."
     return f"{ended}; {moved}."
 
 

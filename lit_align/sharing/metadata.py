@@ -113,13 +113,16 @@ def _results_of(one: Evaluation) -> Iterator[dict[str, Any]]:
         "dataset_args": _plain_json(one.entry.get("env_args")) or None,
     }
     if (told := one.returned) is not None:
-        spread = "" if told["std"] is None else f" +/- {told['std']:.2f}"  # as the Hub's leaderboards read it
+        # As the Hub's leaderboards read it; small returns have more digits than two.
+        smallest = told["std"] or abs(told["mean"])
+        digits = max(2, 1 - math.floor(math.log10(smallest))) if smallest else 2
+        spread = "" if told["std"] is None else f" +/- {told['std']:.{digits}f}"
         between = {"low": told["low"], "high": told["high"], "interval": "t 95 %"} if spread else {}
         yield {
             **of_all,
             "metric_type": "mean_reward",
             "metric_name": "mean_reward",
-            "metric_value": f"{told['mean']:.2f}{spread}",
+            "metric_value": f"{told['mean']:.{digits}f}{spread}",
             "metric_args": {**between, "n": one.episodes},
         }
     for outcome, rate in one.rates.items():

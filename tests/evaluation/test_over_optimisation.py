@@ -179,6 +179,8 @@ def test_a_return_is_judged_by_the_t_intervals_of_all_episodes_of_a_stretch(tmp_
     found = json.loads((tmp_path / "run" / over.NUMBERS).read_text())
     assert (found["truth"], found["over_optimised"]) == ("return", True)
     assert "the true return fell" in found["words"]
+    assert "Where the reward stands for the return" in found["words"]
+    assert "exploited" not in found["words"], "no reward model need be there"
     pairs = [np.concatenate(pair) for pair in zip(returns, returns[1:], strict=False)]
     for where, pair in (("peak", max(pairs, key=np.mean)), ("last", pairs[-1])):
         low, high = stats.t.interval(0.95, len(pair) - 1, pair.mean(), stats.sem(pair))

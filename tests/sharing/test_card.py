@@ -209,6 +209,18 @@ def test_a_return_that_says_more_than_outcomes_is_told(made, tmp_path):
     assert "own return" not in make_card(find(root / "tuned")).text
 
 
+@pytest.mark.parametrize(
+    ("mean", "std", "value"),
+    [(0.0021, 0.00034, "0.00210 +/- 0.00034"), (-1234.5, 0.0, "-1234.50 +/- 0.00"), (21.456, 3.0, "21.46 +/- 3.00")],
+)
+def test_a_small_return_keeps_its_digits(made, tmp_path, mean, std, value):
+    root = copy(made, tmp_path / "ours")
+    own = {"mean": mean, "std": std, "low": mean - std, "high": mean + std}
+    evaluate(root / "eval_aligned", root / "aligned" / "agent", COUNTS, "aligned", **{"return": own})
+    _, found = model_index_to_eval_results(head_of(make_card(find(root / "aligned")))["model-index"])
+    assert [one.metric_value for one in found if one.metric_type == "mean_reward"] == [value]
+
+
 def test_a_reward_models_accuracy_has_its_interval(made):
     info = RewardModel.load(made / "judge" / "reward_model").info
     right = round(info["accuracy"] * info["pairs"])
