@@ -99,7 +99,7 @@ def run(
         provenance |= {"agent": called(agent), "temperature": temperature}
         provenance |= {"top_p": top_p, "precision": precision}
         player = Agent.load(agent).prepare(precision, compile)
-        codec = player.codec.of(codec.space)
+        codec = player.codec
         recordings = agent_plays(player, play, worlds, temperature, top_p)
     else:
         from lit_align.envs.jumppads.players import MIXTURE

@@ -26,8 +26,9 @@ def draw(
         theme: Light or dark.
         title: What stands above.
     """
-    told = watch.returns is not None and watch.outcomes and np.array_equal(watch.returns, watch.proxy)
-    there = (True, watch.outcomes, watch.returns is not None and not told, watch.kl is not None)
+    # Beside outcomes a return that is the proxy is not shown twice.
+    twice = watch.returns is not None and watch.outcomes and np.array_equal(watch.returns, watch.proxy)
+    there = (True, watch.outcomes, watch.returns is not None and not twice, watch.kl is not None)
     panels = [panel for panel, is_there in zip((_proxy, _outcomes, _returns, _kl), there, strict=True) if is_there]
     with style.fonts():
         fig = style.figure(7.6, 0.95 + 1.75 * len(panels), theme)
